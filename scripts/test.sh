@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Configure, build and test one preset; prints what was skipped and why, then 'N passed, N failed, N skipped'.
+# Usage: scripts/test.sh [preset] [ctest options...]
+set -u
+cd "$(dirname "$0")/.." || exit 1
+preset=${1:-default}
+[ $# -gt 0 ] && shift
+jobs=${QE_JOBS:-$(nproc)}
+build=build/$preset
+
+scripts/packages.sh || exit 1
+cmake --preset "$preset" >"/tmp/qe-configure.$$" 2>&1 || { cat "/tmp/qe-configure.$$"; rm -f "/tmp/qe-configure.$$"; exit 1; }
+rm -f "/tmp/qe-configure.$$"
+cmake --build "$build" -j "$jobs" || exit 1
+rm -rf "$build/test-results"
+mkdir -p "$build/test-results"
+ctest --test-dir "$build" --output-on-failure --no-tests=error -j "$jobs" "$@"
+status=$?
+scripts/summary.sh "$build"
+exit $status
