@@ -1,0 +1,101 @@
+/* Status names, the caller's error record, and text from files made safe to print. */
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <qengine/base.h>
+
+static const struct {
+    qe_status status;
+    const char *name, *text;
+} statuses[] = {
+#define QE_X(name, value, text) {name, #name, text},
+    QE_STATUS_LIST(QE_X)
+#undef QE_X
+};
+enum { STATUS_COUNT = sizeof statuses / sizeof statuses[0] };
+
+const char *qe_status_name(qe_status status) {
+    for (int i = 0; i < STATUS_COUNT; i++)
+        if (statuses[i].status == status) return statuses[i].name;
+    return "?";
+}
+
+const char *qe_status_text(qe_status status) {
+    for (int i = 0; i < STATUS_COUNT; i++)
+        if (statuses[i].status == status) return statuses[i].text;
+    return "?";
+}
+
+const char *qe_version(void) {
+    return QE_VERSION_TEXT;
+}
+
+static qe_status fill(qe_error *err, qe_status status, const char *where, int64_t offset, const char *format,
+                      va_list args) {
+    if (!err) return status;
+    /* Built aside: an argument may point into *err, as when a caller adds context to the message it received. */
+    qe_error made = {.status = (int32_t)status, .offset = offset};
+    snprintf(made.where, sizeof made.where, "%s", where ? where : "");
+    vsnprintf(made.message, sizeof made.message, format ? format : "", args);
+    *err = made;
+    return status;
+}
+
+qe_status qe_error_set(qe_error *err, qe_status status, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fill(err, status, NULL, -1, format, args);
+    va_end(args);
+    return status;
+}
+
+qe_status qe_error_at(qe_error *err, qe_status status, const char *where, int64_t offset, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fill(err, status, where, offset, format, args);
+    va_end(args);
+    return status;
+}
+
+/* Length of the well-formed UTF-8 sequence at p, 0 if there is none (overlong, surrogate, beyond U+10FFFF, cut). */
+static size_t utf8_length(const unsigned char *p, size_t left) {
+    if (p[0] < 0x80) return 1;
+    size_t length = p[0] >= 0xf0 ? 4 : p[0] >= 0xe0 ? 3 : 2;
+    if (p[0] < 0xc2 || p[0] > 0xf4 || left < length) return 0;
+    if (p[0] == 0xe0 && p[1] < 0xa0) return 0;
+    if (p[0] == 0xed && p[1] > 0x9f) return 0;
+    if (p[0] == 0xf0 && p[1] < 0x90) return 0;
+    if (p[0] == 0xf4 && p[1] > 0x8f) return 0;
+    for (size_t i = 1; i < length; i++)
+        if ((p[i] & 0xc0) != 0x80) return 0;
+    return length;
+}
+
+char *qe_escape(const char *text, size_t text_bytes, char *out, size_t out_bytes) {
+    if (!out || !out_bytes) return out;
+    const unsigned char *p = (const unsigned char *)text;
+    size_t used = 0;
+    for (size_t i = 0; text && i < text_bytes;) {
+        char piece[8];
+        size_t length = utf8_length(p + i, text_bytes - i);
+        size_t taken = length ? length : 1;
+        /* U+0080..U+009F are control characters too: terminals act on them. */
+        bool control = p[i] < 0x20 || p[i] == 0x7f || (length == 2 && p[i] == 0xc2 && p[i + 1] < 0xa0);
+        if (!length || control) {
+            taken = 1;
+            length = (size_t)snprintf(piece, sizeof piece, "\\x%02x", p[i]);
+        } else if (p[i] == '"' || p[i] == '\\' || p[i] == '\'') {
+            piece[0] = '\\', piece[1] = (char)p[i], length = 2;
+        } else {
+            memcpy(piece, p + i, length);
+        }
+        if (used + length >= out_bytes) break;
+        memcpy(out + used, piece, length);
+        used += length;
+        i += taken;
+    }
+    out[used] = 0;
+    return out;
+}

@@ -1,0 +1,21 @@
+/* base/pool.h -- threads that run one task together, statically divided: index i of a task runs on thread i % threads,
+ * the caller being thread 0. Nothing is pinned. Inside a task the floating-point state is round to nearest, no flush to
+ * zero, whatever the caller's is (restored on return).
+ *
+ * Concurrent callers take turns. A task never calls qe_pool_run of its own pool. In a forked child the workers are gone:
+ * there the caller runs every index itself. */
+#ifndef QE_BASE_POOL_H
+#define QE_BASE_POOL_H
+#include <qengine/base.h>
+
+typedef struct qe_pool qe_pool;
+typedef void qe_pool_task(void *arg, int32_t index, int32_t count);
+
+qe_status qe_pool_create(int32_t threads, qe_pool **out, qe_error *err);   /* 1..1024 */
+void      qe_pool_destroy(qe_pool *pool);                                  /* joins; NULL is fine */
+int32_t   qe_pool_threads(const qe_pool *pool);
+
+/* Runs task(arg, 0..count-1, count), each index once; returns when all are done. Fits qk_queue.parallel, hence void *;
+ * NULL runs on the caller's thread. */
+void qe_pool_run(void *pool, qe_pool_task *task, void *arg, int32_t count);
+#endif
