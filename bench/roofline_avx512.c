@@ -1,0 +1,34 @@
+/* roofline_avx512.c -- arithmetic loops of AVX-512 VNNI: vpdpbusd and fused multiply-add. */
+#include "bench.h"
+
+#if defined(__AVX512VNNI__) && defined(__AVX512F__)
+#include <immintrin.h>
+
+enum { CHAINS = 24 };
+
+double bench_int8_avx512(int64_t count) {
+    __m512i sums[CHAINS], weights = _mm512_set1_epi8(3);
+    for (int i = 0; i < CHAINS; i++) sums[i] = _mm512_set1_epi8((char)(i + 1));
+    for (int64_t at = 0; at < count; at++)      /* the sums feed the products, so nothing can be hoisted */
+        for (int i = 0; i < CHAINS; i++)
+            sums[i] = _mm512_dpbusd_epi32(sums[i], sums[i], weights);
+    for (int i = 1; i < CHAINS; i++) sums[0] = _mm512_xor_si512(sums[0], sums[i]);
+    volatile int sink = _mm512_reduce_add_epi32(sums[0]);
+    (void)sink;
+    return (double)count * CHAINS * 128;
+}
+
+double bench_fp32_avx512(int64_t count) {
+    __m512 sums[CHAINS], a = _mm512_set1_ps(0.999f), b = _mm512_set1_ps(0.001f);
+    for (int i = 0; i < CHAINS; i++) sums[i] = _mm512_set1_ps((float)i);
+    for (int64_t at = 0; at < count; at++)
+        for (int i = 0; i < CHAINS; i++) sums[i] = _mm512_fmadd_ps(sums[i], a, b);
+    for (int i = 1; i < CHAINS; i++) sums[0] = _mm512_add_ps(sums[0], sums[i]);
+    volatile float sink = _mm512_cvtss_f32(sums[0]);
+    (void)sink;
+    return (double)count * CHAINS * 32;
+}
+#else
+double bench_int8_avx512(int64_t count) { return (double)(count - count); }
+double bench_fp32_avx512(int64_t count) { return (double)(count - count); }
+#endif

@@ -1,0 +1,127 @@
+/* qengine/gemm.h -- a device, and one quantized linear on it: Y[m][n] = X[m][k] W[n][k]^T (+ bias) (+ residual).
+ *
+ *   qe_device_create() -> qe_linear_create() or begin/append/finish -> qe_linear_workspace() -> qe_linear_run()
+ *
+ * The caller owns x, y, residual and the workspace; on CUDA these are device pointers and the work is enqueued on the
+ * caller's stream, elsewhere they are host pointers and the call returns when y is complete. A run never allocates.
+ * The weight, bias, order and column scale are copied at creation. Rows are batch-invariant: a token's row has the
+ * same bits whatever m, its position, or the number of threads.
+ *
+ * Threads: a device and a linear may be used from several threads at once, each run with its own workspace.
+ * Destroying anything while it is in use is an error of the caller. A linear must be destroyed before its device. */
+#ifndef QENGINE_GEMM_H
+#define QENGINE_GEMM_H
+#include <stddef.h>
+#include <stdint.h>
+#include <qengine/base.h>
+#include <qengine/quant.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- device ------------------------------------------------------------------------------------------------------ */
+typedef struct qe_device qe_device;
+
+typedef enum qe_backend {
+    QE_BACKEND_AUTO = 0,  /* CUDA if a device is there and the library has its kernels, else CPU, else REF */
+    QE_BACKEND_REF = 1,   /* the scalar definition: slow, on every machine */
+    QE_BACKEND_CPU = 2,
+    QE_BACKEND_CUDA = 3
+} qe_backend;
+
+/* A host application's own threads: run task(arg, 0 .. count - 1, count), each index once, return when all are done.
+ * `threads` is how many run at once. It may be called from several threads. */
+typedef struct qe_executor {
+    void   *ctx;
+    int32_t threads;
+    void  (*parallel)(void *ctx, void (*task)(void *arg, int32_t index, int32_t count), void *arg, int32_t count);
+} qe_executor;
+
+typedef struct qe_device_options {
+    size_t              struct_size;  /* sizeof(qe_device_options) */
+    int32_t             backend;      /* qe_backend */
+    int32_t             ordinal;      /* CUDA device */
+    int32_t             threads;      /* 0: physical cores this process may use; the caller's thread counts as one */
+    uint32_t            flags;        /* QE_DEVICE_* */
+    const qe_executor  *executor;     /* NULL: a pool of the device's own; given: `threads` must be 0 */
+    const qe_allocator *allocator;    /* NULL: the backend's own */
+    const qe_log       *log;          /* NULL: silence */
+} qe_device_options;
+enum { QE_DEVICE_PIN_THREADS = 1 };   /* bind each pool thread to a core; never done unasked */
+
+/* options may be NULL. The environment is read here, once, and not in privileged processes: QE_BACKEND (auto, ref, cpu,
+ * cuda) and QE_THREADS apply where the options say auto and 0; QE_ISA (avx2, scalar) holds back the CPU backend.
+ * QE_E_DEVICE: the asked backend is not there, with the reason. */
+QE_API qe_status qe_device_create(const qe_device_options *options, qe_device **out, qe_error *err);
+QE_API void      qe_device_destroy(qe_device *device);
+
+typedef struct qe_device_info {
+    int32_t  backend, ordinal, threads, sm;   /* sm: 90 for compute capability 9.0; 0 off CUDA */
+    uint64_t memory_bytes;
+    char     name[64];                        /* "NVIDIA H100 80GB HBM3", "AMD EPYC ..." */
+    char     isa[64];                         /* "avx2+fma+f16c", "sm_90", "scalar" */
+} qe_device_info;
+QE_API void qe_device_get_info(const qe_device *device, qe_device_info *out);
+
+/* ---- linear ------------------------------------------------------------------------------------------------------ */
+typedef struct qe_linear qe_linear;
+
+typedef struct qe_linear_options {
+    size_t        struct_size;
+    const qe_act *act;        /* how x is quantized. NULL: as the tensor asks; if it asks for none, x stays float */
+    const float  *bias;       /* [n] host memory, or NULL */
+    uint32_t      flags;      /* QE_LINEAR_* */
+    int32_t       y_type;     /* the output type runs will ask for: QE_CODE_F32 (0 too), F16 or BF16 */
+} qe_linear_options;
+enum { QE_LINEAR_RESIDUAL = 1 };   /* runs give a residual, added last */
+
+/* One whole host tensor (its first_row is 0). options may be NULL. QE_E_VALUE, QE_E_RANGE: an unusable value. */
+QE_API qe_status qe_linear_create(qe_device *device, const qe_qtensor *weight, const qe_linear_options *options,
+                                  qe_linear **out, qe_error *err);
+/* The same band by band, so that nobody holds a whole tensor. `form` has quant, act, rows, k, facts, hadamard, and
+ * order and col_scale where there are any; its facts must hold for every band (tables included), which append
+ * checks. Bands come in any order and from any thread; they start at multiples of qe_linear_band_rows() and cover each
+ * row once; a band other than the last has a multiple of that many rows. Before finish only append and destroy are
+ * allowed. */
+QE_API qe_status qe_linear_begin(qe_device *device, const qe_qtensor *form, const qe_linear_options *options,
+                                 qe_linear **out, qe_error *err);
+QE_API int64_t   qe_linear_band_rows(const qe_linear *linear);
+QE_API qe_status qe_linear_append(qe_linear *linear, const qe_qtensor *band, qe_error *err);
+QE_API qe_status qe_linear_finish(qe_linear *linear, qe_error *err);
+QE_API void      qe_linear_destroy(qe_linear *linear);
+
+typedef struct qe_linear_info {
+    int64_t  n, k, chunk_k;         /* chunk_k: columns summed together in floats (docs/numerics.md) */
+    uint64_t packed_bytes;
+    double   bits_per_weight;       /* of the packed form, padding counted */
+    qe_quant quant;
+    qe_act   act;
+    char     layout[64];            /* "cpu/q4_k_avx2" */
+} qe_linear_info;
+QE_API void qe_linear_get_info(const qe_linear *linear, qe_linear_info *out);
+
+/* Bytes of workspace, 256-byte aligned, for runs of up to m tokens with x of `x_type`. 0 on bad arguments. */
+QE_API size_t qe_linear_workspace(const qe_linear *linear, int64_t m, int32_t x_type);
+
+typedef struct qe_linear_args {
+    size_t      struct_size;
+    int64_t     m;
+    const void *x;        int64_t ldx;  int32_t x_type;   /* QE_CODE_F32, F16, BF16; ld in elements; ldx >= k */
+    int32_t     y_type;                                   /* 0: as created */
+    void       *y;        int64_t ldy;                    /* ldy >= n; may not overlap x */
+    const void *residual; int64_t ldr;                    /* of y's type; may be y itself */
+    void       *workspace; size_t workspace_bytes;
+    void       *stream;                                   /* cudaStream_t; NULL on the CPU */
+} qe_linear_args;
+/* m 0 is fine. Argument errors leave y untouched. */
+QE_API qe_status qe_linear_run(const qe_linear *linear, const qe_linear_args *args, qe_error *err);
+
+/* Calls back for each layout and kernel considered for m tokens, in order: `why` is the reason it was refused, NULL for
+ * the one chosen. */
+typedef void qe_explain(void *ctx, const char *name, const char *why);
+QE_API qe_status qe_linear_explain(const qe_linear *linear, int64_t m, qe_explain *tell, void *ctx, qe_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,268 @@
+/* The panel kernels, written once over simd.h and compiled once per ISA. R rows of activations times 32 columns. The
+ * order of every float operation is quantization.md 7.3 and 7.4; integer sums are exact, so their order is free.
+ *
+ * V_LANES columns make a vector, NV vectors a panel; one nibble line yields vectors j and j + HALF. A kernel handles
+ * P such pairs at once: all of them for few rows (the panel is read once, in order), one for many (registers). */
+#include "panel.h"
+#include "simd.h"
+
+enum { NV = PANEL_COLUMNS / V_LANES, HALF = NV / 2, V_BYTES = 4 * V_LANES };
+
+/* Codes of 4 k of the vectors j and j + HALF. `step` counts inside the unit. */
+INLINE void load_step(const int bits, const uint8_t *unit, const int step, int j, vi w[2]) {
+    if (bits == 8) {
+        const uint8_t *line = unit + step * 128 + j * V_BYTES;
+        w[0] = vi_load(line);
+        w[1] = vi_load(line + HALF * V_BYTES);
+        return;
+    }
+    const uint8_t *at = unit + j * V_BYTES;
+    vi line = vi_load(at + (bits == 4 ? 0 : 128) + step * 64);
+    w[0] = vi_bits(line, 0, 15);
+    w[1] = vi_bits(line, 4, 15);
+    if (bits > 4) {
+        const int right = bits == 5 ? step - 4 : 2 * step - 4, mask = bits == 5 ? 16 : 48;
+        w[0] = vi_or(w[0], vi_bits(vi_load(at), right, mask));
+        w[1] = vi_or(w[1], vi_bits(vi_load(at + 64), right, mask));
+    }
+}
+
+INLINE int32_t load_x(const int8_t *q) {
+    int32_t x;
+    memcpy(&x, q, sizeof x);
+    return x;
+}
+
+/* acc += the products of one unit. */
+INLINE void unit_dot(const int R, const int P, const int bits, const int steps, const uint8_t *unit, const int8_t *q,
+                     int first, vi acc[V_MAX_ROWS][HALF][2]) {
+#ifdef V_DIRECT
+    const int flush = steps, direct = 1;
+#else
+    const int flush = bits == 8 ? steps : V_FLUSH(bits), direct = bits == 8;
+#endif
+    for (int from = 0; from < steps; from += flush) {
+        vi part[V_MAX_ROWS][HALF][2];
+        if (!direct)
+            for (int r = 0; r < R; r++)
+                for (int p = 0; p < P; p++) part[r][p][0] = part[r][p][1] = vi_set1(0);
+#pragma GCC unroll 8
+        for (int s = from; s < from + flush; s++)
+#pragma GCC unroll 2
+            for (int p = 0; p < P; p++) {
+                vi w[2];
+                load_step(bits, unit, s, first + p, w);
+#pragma GCC unroll 12
+                for (int r = 0; r < R; r++) {
+                    vi x = vi_set1(load_x(q + (s * R + r) * 4));
+#pragma GCC unroll 2
+                    for (int h = 0; h < 2; h++) {
+                        if (bits == 8) acc[r][p][h] = dot_eight(acc[r][p][h], w[h], x);
+                        else if (direct) acc[r][p][h] = dot_small(acc[r][p][h], w[h], x);
+                        else part[r][p][h] = dot_small(part[r][p][h], w[h], x);
+                    }
+                }
+            }
+#ifndef V_DIRECT
+        if (!direct)
+            for (int r = 0; r < R; r++)
+                for (int p = 0; p < P; p++)
+                    for (int h = 0; h < 2; h++) acc[r][p][h] = dot_flush(acc[r][p][h], part[r][p][h]);
+#endif
+    }
+}
+
+INLINE void prefetch_bytes(const panel_tile *t, const uint8_t *p, int bytes) {
+    if (t->ahead)
+        for (int i = 0; i < bytes; i += 64) v_prefetch(p + i);
+}
+
+INLINE int column_of(int first, int p, int h) { return (first + p + h * HALF) * V_LANES; }
+
+/* The scale of group g of a block for the vector that starts at `column`. */
+INLINE vf group_scale(const panel_scale scale, const uint8_t *block, int g, int column) {
+    if (scale == PANEL_F16) return vf_half(block + column * 2);
+    if (scale == PANEL_F32) return vf_load(block + column * 4);
+    if (scale == PANEL_Q4K) return vf_mul(vf_half(block + column * 2), vf_from(vi_u8(block + 128 + g * 32 + column)));
+    return vf_mul(vf_half(block + column * 2), vf_from(vi_s8(block + 64 + g * 32 + column)));
+}
+
+typedef vf float_sums[V_MAX_ROWS][HALF][2];
+
+INLINE void sums_clear(const int R, const int P, float_sums f) {
+    for (int r = 0; r < R; r++)
+        for (int p = 0; p < P; p++) f[r][p][0] = f[r][p][1] = vf_set1(0.0f);
+}
+
+/* f = fmaf(float(msum), -dmin, f) at the end of a block of 256. */
+INLINE void add_mins(const int R, const int P, const uint8_t *block, const int32_t *pairs, int first, float_sums f) {
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++)
+        for (int p = 0; p < P; p++)
+            for (int h = 0; h < 2; h++) {
+                int column = column_of(first, p, h);
+                vi sum = vi_set1(0);
+                for (int pair = 0; pair < 4; pair++)
+                    sum = vi_madd16(sum, vi_u8_pairs(block + 384 + pair * 64 + column * 2),
+                                    vi_set1(pairs[pair * R + r]));
+                f[r][p][h] = vf_fma(vf_from(sum), vf_half(block + 64 + column * 2), f[r][p][h]);
+            }
+}
+
+/* Float scales along k (7.4). */
+INLINE void tile_groups(const int R, const int P, const int bits, const panel_scale scale, const panel_tile *t,
+                        int first) {
+    const panel_format *format = t->format;
+    const int unit = scale == PANEL_Q6K ? 16 : 32, steps = unit / 4;
+    const int unit_bytes = unit * (bits == 8 ? 32 : bits * 4), many = scale == PANEL_Q4K || scale == PANEL_Q6K;
+    const int groups = scale == PANEL_Q4K ? 8 : scale == PANEL_Q6K ? 16 : 1;
+    const int units = many ? 1 : format->group / 32, points = !many && format->points;
+    const uint8_t *block = t->panel;
+    const int8_t *q = t->q;
+    const int32_t *init = t->init, *pairs = t->pairs;
+    const float *xs = t->scale;
+    int all = format->blocks * groups, done = 0, span = 0, chunk = 0;
+    float_sums f, y, total;
+    sums_clear(R, P, f);
+    sums_clear(R, P, y);
+    sums_clear(R, P, total);
+    for (int b = 0; b < format->blocks; b++, block += format->block_bytes) {
+        const uint8_t *at = block + format->scale_bytes;
+        prefetch_bytes(t, block, format->scale_bytes);
+        for (int g = 0; g < groups; g++, init += R) {
+            vi acc[V_MAX_ROWS][HALF][2];
+            for (int r = 0; r < R; r++)
+                for (int p = 0; p < P; p++) acc[r][p][0] = acc[r][p][1] = vi_set1(points ? 0 : init[r]);
+            for (int u = 0; u < units; u++, at += unit_bytes, q += unit * R) {
+                prefetch_bytes(t, at, unit_bytes);
+                unit_dot(R, P, bits, steps, at, q, first, acc);
+            }
+            for (int p = 0; p < P; p++)
+                for (int h = 0; h < 2; h++) {
+                    int column = column_of(first, p, h);
+                    vf s = group_scale(scale, block, g, column);
+                    if (points) {
+                        vi z = vi_u8(block + (scale == PANEL_F16 ? 64 : 128) + column);
+                        if (bits == 8) z = vi_sub(z, vi_set1(V_BIAS8));
+                        for (int r = 0; r < R; r++) acc[r][p][h] = vi_sub(acc[r][p][h], vi_mul(z, vi_set1(init[r])));
+                    }
+#pragma GCC unroll 12
+                    for (int r = 0; r < R; r++) f[r][p][h] = vf_fma(vf_from(acc[r][p][h]), s, f[r][p][h]);
+                }
+            done++, span++, chunk++;
+            if (scale == PANEL_Q4K && g == groups - 1) {
+                add_mins(R, P, block, pairs, first, f);
+                pairs += 4 * R;
+            }
+            int end = done == all || chunk == t->chunk;
+            if (span == t->span || end) {
+#pragma GCC unroll 12
+                for (int r = 0; r < R; r++)
+                    for (int p = 0; p < P; p++)
+                        for (int h = 0; h < 2; h++) y[r][p][h] = vf_fma(f[r][p][h], vf_set1(xs[r]), y[r][p][h]);
+                sums_clear(R, P, f);
+                if (span == t->span) xs += R, span = 0;
+            }
+            if (end) {
+                for (int r = 0; r < R; r++)
+                    for (int p = 0; p < P; p++)
+                        for (int h = 0; h < 2; h++) total[r][p][h] = vf_add(total[r][p][h], y[r][p][h]);
+                sums_clear(R, P, y);
+                chunk = 0;
+            }
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int p = 0; p < P; p++)
+            for (int h = 0; h < 2; h++) vf_store(t->y + r * PANEL_COLUMNS + column_of(first, p, h), total[r][p][h]);
+}
+
+/* int32 over all of k, then the two multiplications of 7.3. A second level multiplies each group's sum. */
+INLINE void tile_integer(const int R, const int P, const int bits, const panel_scale scale, const panel_tile *t,
+                         int first) {
+    const panel_format *format = t->format;
+    const int unit_bytes = 32 * (bits == 8 ? 32 : bits * 4), levels = scale == PANEL_INT;
+    const int units = format->block / 32, points = format->points;
+    const uint8_t *block = t->panel + PANEL_HEAD;
+    const int8_t *q = t->q;
+    vi sum[V_MAX_ROWS][HALF][2];
+    for (int r = 0; r < R; r++)
+        for (int p = 0; p < P; p++) sum[r][p][0] = sum[r][p][1] = vi_set1(levels ? 0 : t->init[r]);
+    for (int b = 0; b < format->blocks; b++, block += format->block_bytes) {
+        const uint8_t *at = block + format->scale_bytes;
+        const int32_t *init = t->init + b * R;
+        vi group[V_MAX_ROWS][HALF][2];
+        if (levels) {
+            prefetch_bytes(t, block, format->scale_bytes);
+            for (int r = 0; r < R; r++)
+                for (int p = 0; p < P; p++) group[r][p][0] = group[r][p][1] = vi_set1(points ? 0 : init[r]);
+        }
+        for (int u = 0; u < units; u++, at += unit_bytes, q += 32 * R) {
+            prefetch_bytes(t, at, unit_bytes);
+            unit_dot(R, P, bits, 8, at, q, first, levels ? group : sum);
+        }
+        if (!levels) continue;
+        for (int p = 0; p < P; p++)
+            for (int h = 0; h < 2; h++) {
+                int column = column_of(first, p, h);
+                vi s = vi_u8(block + column), z = vi_u8(block + 32 + column);
+                if (bits == 8) z = vi_sub(z, vi_set1(V_BIAS8));
+                for (int r = 0; r < R; r++) {
+                    vi g = group[r][p][h];
+                    if (points) g = vi_sub(g, vi_mul(z, vi_set1(init[r])));
+                    sum[r][p][h] = vi_add(sum[r][p][h], vi_mul(g, s));
+                }
+            }
+    }
+    for (int p = 0; p < P; p++)
+        for (int h = 0; h < 2; h++) {
+            int column = column_of(first, p, h);
+            vf w = vf_load(t->panel + column * 4);
+            for (int r = 0; r < R; r++)
+                vf_store(t->y + r * PANEL_COLUMNS + column,
+                         vf_mul(vf_mul(vf_from(sum[r][p][h]), vf_set1(t->scale[r])), w));
+        }
+}
+
+INLINE void tile_run(const int R, const int bits, const panel_scale scale, const panel_tile *t) {
+    const int P = R <= 2 ? HALF : 1;
+    for (int first = 0; first < HALF; first += P) {
+        if (scale == PANEL_CHANNEL || scale == PANEL_INT) tile_integer(R, P, bits, scale, t, first);
+        else tile_groups(R, P, bits, scale, t, first);
+    }
+}
+
+/* Stored width and scale kind of every kernel built. */
+#define KERNEL_LIST(X, R)                                                                                            \
+    X(R, 4, PANEL_CHANNEL) X(R, 8, PANEL_CHANNEL) X(R, 4, PANEL_INT) X(R, 8, PANEL_INT) X(R, 4, PANEL_F16)           \
+    X(R, 5, PANEL_F16) X(R, 8, PANEL_F16) X(R, 4, PANEL_F32) X(R, 8, PANEL_F32) X(R, 4, PANEL_Q4K) X(R, 6, PANEL_Q6K)
+#if defined(V_AVX2)
+#define HEIGHT_LIST(X) KERNEL_LIST(X, 1) KERNEL_LIST(X, 2) KERNEL_LIST(X, 4)
+#elif !defined(V_AVX512)
+#define HEIGHT_LIST(X) KERNEL_LIST(X, 1) KERNEL_LIST(X, 4)
+#else
+#define HEIGHT_LIST(X)                                                                                               \
+    KERNEL_LIST(X, 1) KERNEL_LIST(X, 2) KERNEL_LIST(X, 4) KERNEL_LIST(X, 8) KERNEL_LIST(X, 12)
+#endif
+
+#define KERNEL(R, bits, scale)                                                                                       \
+    static __attribute__((noinline)) void kernel_##R##_##bits##_##scale(const panel_tile *t) {                       \
+        tile_run(R, bits, scale, t);                                                                                 \
+    }
+HEIGHT_LIST(KERNEL)
+
+static const struct {
+    int32_t rows, bits;
+    panel_scale scale;
+    panel_kernel *run;
+} kernels[] = {
+#define ENTRY(R, bits, scale) {R, bits, scale, kernel_##R##_##bits##_##scale},
+    HEIGHT_LIST(ENTRY)
+};
+
+static panel_kernel *kernel_find(const panel_format *format, int32_t rows) {
+    for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++)
+        if (kernels[i].rows == rows && kernels[i].bits == format->bits && kernels[i].scale == format->scale)
+            return kernels[i].run;
+    return NULL;
+}

@@ -1,0 +1,10 @@
+/* The panel kernels and row operations for avx2. */
+#if defined(__x86_64__)
+#define V_AVX2
+#include "gemm_body.h"
+#include "ops_body.h"
+
+const panel_isa panel_isa_avx2 = {"avx2", V_BIAS8, V_MAX_ROWS, kernel_find, prepare_row};
+#else
+typedef int not_built_here;
+#endif

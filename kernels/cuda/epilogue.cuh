@@ -1,0 +1,90 @@
+// Epilogue of every GEMM (quantization.md 7.3): bias, activation, gate product, residual, one rounding to y's type.
+#pragma once
+#include <qengine/num.h>
+
+#include "cuda_api.h"
+#include "ptx.cuh"
+
+namespace qk_cuda {
+
+PTX_FN float load_real(const void *p, int64_t i, int type) {
+    if (type == QE_CODE_F32) return static_cast<const float *>(p)[i];
+    uint16_t h = static_cast<const uint16_t *>(p)[i];
+    return type == QE_CODE_F16 ? qe_f16_to_f32(h) : qe_bf16_to_f32(h);
+}
+PTX_FN void store_real(void *p, int64_t i, int type, float v) {
+    if (type == QE_CODE_F32)
+        static_cast<float *>(p)[i] = v;
+    else
+        static_cast<uint16_t *>(p)[i] = type == QE_CODE_F16 ? qe_f32_to_f16(v) : qe_f32_to_bf16(v);
+}
+PTX_FN float activate(float v, int act) {
+    if (act == QK_ACT_SILU) return qe_silu(v);
+    if (act == QK_ACT_GELU) return qe_gelu(v);
+    if (act == QK_ACT_GELU_TANH) return qe_gelu_tanh(v);
+    if (act == QK_ACT_RELU2) return v > 0 ? qe_mul(v, v) : 0.0f;
+    return v;
+}
+
+struct Epilogue {
+    void *y;
+    int64_t ldy, n;
+    const float *bias;
+    const void *residual;
+    int64_t ldr;
+    int type, act, gated;
+
+    PTX_FN void store(int64_t m, int64_t column, float v) const {
+        if (residual) v = qe_add(v, load_real(residual, m * ldr + column, type));
+        store_real(y, m * ldy + column, type, v);
+    }
+    PTX_FN void one(int64_t m, int64_t column, float v) const { // not gated
+        if (column >= n) return;
+        if (bias) v = qe_add(v, bias[column]);
+        store(m, column, activate(v, act));
+    }
+    // v0, v1: outputs (m, column), (m, column + 1); column is even, the second may lie beyond n.
+    PTX_FN void pair(int64_t m, int64_t column, float v0, float v1) const {
+        const bool second = column + 1 < n;
+        if (column >= n) return;
+        if (bias) {
+            v0 = qe_add(v0, bias[column]);
+            if (second) v1 = qe_add(v1, bias[column + 1]);
+        }
+        if (gated) {
+            if (second) store(m, column / 2, qe_mul(activate(v0, act), v1));
+            return;
+        }
+        store(m, column, activate(v0, act));
+        if (second) store(m, column + 1, activate(v1, act));
+    }
+};
+
+inline Epilogue epilogue_of(const qk_gemm_args *a, int y_type, int act, uint32_t flags) {
+    Epilogue e{};
+    e.y = a->y, e.ldy = a->ldy, e.n = a->w->shape.n;
+    e.bias = flags & QK_GEMM_BIAS ? a->bias : nullptr;
+    e.residual = flags & QK_GEMM_RESIDUAL ? a->residual : nullptr;
+    e.ldr = a->ldr;
+    e.type = y_type, e.act = act, e.gated = (flags & QK_GEMM_GATED) != 0;
+    return e;
+}
+
+// How run() learns the epilogue: a plan has no field for it, so it is coded in the plan's variant.
+//   bits 0-7: instance, 8-11: y type, 12-15: act, 16-23: flags
+inline int32_t variant_of(int instance, const qk_gemm *g) {
+    return int32_t(instance | g->y_type << 8 | g->act << 12 | int(g->flags) << 16);
+}
+inline int variant_instance(int32_t v) {
+    return v & 255;
+}
+inline Epilogue epilogue_of(const qk_plan *plan, const qk_gemm_args *a) {
+    return epilogue_of(a, plan->variant >> 8 & 15, plan->variant >> 12 & 15, uint32_t(plan->variant >> 16 & 255));
+}
+inline bool float_output(const qk_gemm *g, qk_why *why) {
+    if (g->y_type == QE_CODE_INT) return qk_no(why, "int8 output");
+    if ((g->flags & QK_GEMM_GATED) && g->w.n % 2) return qk_no(why, "gated with odd n");
+    return true;
+}
+
+} // namespace qk_cuda

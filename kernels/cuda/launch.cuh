@@ -1,0 +1,52 @@
+// Kernel launches, one form for nvcc and the emulator: typed arguments into a qk_cuda_launch.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <tuple>
+#include <utility>
+
+#include "cuda_api.h"
+
+// NVTX ranges name the kernels in a profile; the header is part of the toolkit and optional.
+#if defined(__CUDACC__) && __has_include(<nvtx3/nvToolsExt.h>)
+#include <nvtx3/nvToolsExt.h>
+#define QK_RANGE_PUSH(name) nvtxRangePushA(name)
+#define QK_RANGE_POP()      nvtxRangePop()
+#else
+#define QK_RANGE_PUSH(name) ((void)0)
+#define QK_RANGE_POP()      ((void)0)
+#endif
+
+namespace qk_cuda {
+
+#ifdef SIMT_EMULATE
+template <class... P, std::size_t... I> void call(void (*kernel)(P...), void **args, std::index_sequence<I...>) {
+    kernel(*static_cast<std::remove_reference_t<P> *>(args[I])...);
+}
+template <class... P> void invoke(const void *kernel, void **args) {
+    call(reinterpret_cast<void (*)(P...)>(const_cast<void *>(kernel)), args, std::index_sequence_for<P...>{});
+}
+#endif
+
+// Arguments must have exactly the kernel's parameter types: their addresses are passed.
+template <class... P>
+qe_status launch(void (*kernel)(P...), dim3 grid, uint32_t block, size_t shared_bytes, const qk_queue *queue,
+                 const char *name, qe_error *err, std::decay_t<P>... args) {
+    void *pointers[] = {static_cast<void *>(&args)...};
+    qk_cuda_launch l{};
+    l.kernel = reinterpret_cast<const void *>(kernel);
+#ifdef SIMT_EMULATE
+    l.invoke = &invoke<P...>;
+#endif
+    l.args = pointers;
+    l.grid[0] = grid.x, l.grid[1] = grid.y, l.grid[2] = grid.z;
+    l.block = block;
+    l.shared_bytes = uint32_t(shared_bytes);
+    QK_RANGE_PUSH(name);
+    qe_status status = qk_cuda_enqueue(&l, queue, name, err);
+    QK_RANGE_POP();
+    return status;
+}
+
+} // namespace qk_cuda

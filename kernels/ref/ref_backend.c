@@ -1,0 +1,63 @@
+/* ref_backend.c -- the table of the scalar reference: host memory, every descriptor, every shape. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ref_internal.h"
+
+qe_status qk_ref_prepare(const qk_prepare *a, const qk_queue *queue, qe_error *err);
+
+static int32_t count(void) { return 1; }
+
+static qe_status describe(int32_t ordinal, qk_device *out, qe_error *err) {
+    if (ordinal) return qe_error_set(err, QE_E_ARGUMENT, "the reference is one device, ordinal %d asked", ordinal);
+    memset(out, 0, sizeof *out);
+    out->backend = QK_REF;
+    out->units = 1;
+    snprintf(out->name, sizeof out->name, "scalar reference");
+    return QE_OK;
+}
+
+static qe_status alloc(const qk_device *d, size_t bytes, void **out, qe_error *err) {
+    (void)d;
+    *out = bytes > SIZE_MAX - 256 ? NULL : aligned_alloc(256, (bytes + 256) & ~(size_t)255);
+    return *out ? QE_OK : qe_error_set(err, QE_E_NOMEM, "no memory for %zu bytes", bytes);
+}
+
+static void release(const qk_device *d, void *p) {
+    (void)d;
+    free(p);
+}
+
+static qe_status copy(const qk_queue *q, void *dst, const void *src, size_t bytes, qe_error *err) {
+    (void)q, (void)err;
+    if (bytes) memcpy(dst, src, bytes);
+    return QE_OK;
+}
+
+static qe_status wait(const qk_queue *q, qe_error *err) {
+    (void)q, (void)err;
+    return QE_OK;
+}
+
+static size_t x_bytes(const qk_device *device, const qk_shape *next, int64_t m, int32_t float_type, qk_x *out) {
+    (void)device;
+    return qk_plain_x_bytes(next, m, float_type, 32, out);
+}
+
+static const qk_layout *const layouts[] = {&qk_ref_canonical, NULL};
+static const qk_row *const rows[] = {&qk_ref_row, NULL};
+
+const qk_backend qk_ref_backend = {
+    .name = "ref",
+    .id = QK_REF,
+    .count = count,
+    .describe = describe,
+    .alloc = alloc,
+    .release = release,
+    .copy = copy,
+    .wait = wait,
+    .layouts = layouts,
+    .rows = rows,
+    .ops = {x_bytes, qk_ref_prepare, qk_ref_embed, qk_ref_rope_append, qk_ref_attention_bytes, qk_ref_attention},
+};

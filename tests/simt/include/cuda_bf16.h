@@ -1,0 +1,29 @@
+// bfloat16 for kernels compiled for the SIMT emulator: the subset of <cuda_bf16.h> they use.
+#pragma once
+#include <cuda_fp16.h>
+
+struct __nv_bfloat16 {
+    uint16_t bits;
+};
+struct alignas(4) __nv_bfloat162 {
+    __nv_bfloat16 x, y;
+};
+
+inline float __bfloat162float(__nv_bfloat16 h) {
+    uint32_t w = uint32_t(h.bits) << 16;
+    float f;
+    std::memcpy(&f, &w, 4);
+    return f;
+}
+inline __nv_bfloat16 __float2bfloat16_rn(float v) {
+    uint32_t w;
+    std::memcpy(&w, &v, 4);
+    if ((w & 0x7fffffffu) > 0x7f800000u) return {0x7fff};
+    return {uint16_t((w + 0x7fffu + (w >> 16 & 1)) >> 16)};
+}
+inline __nv_bfloat16 __float2bfloat16(float v) { return __float2bfloat16_rn(v); }
+inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short u) { return {u}; }
+inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 h) { return h.bits; }
+inline __nv_bfloat162 __floats2bfloat162_rn(float a, float b) {
+    return {__float2bfloat16_rn(a), __float2bfloat16_rn(b)};
+}

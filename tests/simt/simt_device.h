@@ -1,0 +1,14 @@
+// What tests may set on the emulated cuda device.
+#pragma once
+#include "simt.h"
+
+namespace simt {
+struct Device {
+    Options options; // schedule and asynchrony of every launch
+    int count = 1, sm = 90;
+    uint32_t shared_bytes = 227 * 1024;
+    uint64_t launches = 0;
+    std::string error; // of the last failed launch
+};
+Device &device();
+} // namespace simt

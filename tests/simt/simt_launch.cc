@@ -1,0 +1,199 @@
+// Blocks and launch.
+#include "simt_impl.h"
+
+#include <sys/mman.h>
+
+#include <atomic>
+#include <cstdio>
+#include <mutex>
+#include <thread>
+
+#ifdef SIMT_ASAN
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace simt {
+// ---------------------------------------------------------------- blocks and launch
+static void fiber_main() {
+#ifdef SIMT_ASAN
+    __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
+#endif
+    Runner *r = t_runner;
+    (*r->body)();
+    Thread *t = r->cur;
+    on_thread_exit(t);
+    Warp *w = t->warp;
+    for (auto &x : w->rdv)
+        if (x.open && (x.mask >> t->lane & 1))
+            fail(x.loc, "lane %u exits while other lanes wait for it at %s", t->lane, x.name);
+    t->exited = true;
+    w->exited |= 1u << t->lane;
+    w->runnable &= ~(1u << t->lane);
+    t->block->live--;
+    Thread *n = t->block->live ? pick() : nullptr;
+    switch_to(n);
+    std::abort();
+}
+
+static void setup_block(Runner *r, Block *b, dim3 bid, dim3 bdim, dim3 gdim) {
+    unsigned n = bdim.x * bdim.y * bdim.z;
+    b->runner = r;
+    b->live = n;
+    for (unsigned i = 0; i < 16; i++) b->bars[i] = {};
+    b->mbars.clear();
+    b->tma.clear();
+    b->store_open.clear();
+    b->store_groups.clear();
+    b->groups.assign(n / 128, {});
+    b->warps.assign((n + 31) / 32, {});
+    if (b->threads.empty()) b->threads.resize(n);
+#ifdef SIMT_ASAN
+    __asan_unpoison_memory_region(b->smem, b->smem_bytes); // a former fiber's stack may have been here
+#endif
+    uint64_t *s = reinterpret_cast<uint64_t *>(b->smem); // poison: quiet NaNs, large odd integers
+    for (size_t i = 0; i < b->smem_bytes / 8; i++) s[i] = 0x7fd5a5b57fc3a5a5ull;
+    for (unsigned i = 0; i < n; i++) {
+        Thread &t = b->threads[i];
+        if (!t.stack) {
+            t.stack = static_cast<char *>(mmap(nullptr, kStack + 4096, PROT_READ | PROT_WRITE,
+                                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)) +
+                      4096;
+            mprotect(t.stack - 4096, 4096, PROT_NONE);
+        }
+#ifdef SIMT_ASAN
+        __asan_unpoison_memory_region(t.stack, kStack); // a former fiber's frames
+#endif
+        t.ids = {{i % bdim.x, i / bdim.x % bdim.y, i / bdim.x / bdim.y}, {bid.x, bid.y, bid.z}, bdim, gdim};
+        t.lane = i % 32;
+        t.index = i;
+        t.block = b;
+        t.warp = &b->warps[i / 32];
+        t.exited = false;
+        t.why = "";
+        t.cp_open.clear();
+        t.cp_groups.clear();
+        Warp &w = *t.warp;
+        w.block = b;
+        w.index = i / 32;
+        w.first_thread = i / 32 * 32;
+        w.exists |= 1u << t.lane;
+        w.runnable |= 1u << t.lane;
+        auto **top = reinterpret_cast<void **>(t.stack + kStack - 64); // 16-byte aligned at entry
+        *--top = nullptr;
+        *--top = reinterpret_cast<void *>(&fiber_main);
+        for (int k = 0; k < 6; k++) *--top = nullptr;
+        t.sp = top;
+    }
+    race_begin(b, r->opt.racecheck);
+}
+
+static std::string deadlock_report(Runner *r) {
+    std::string s = "deadlock: no thread can run and nothing is in flight;";
+    std::map<std::string, unsigned> kinds;
+    for (auto &b : r->blocks)
+        for (Thread &t : b->threads)
+            if (!t.exited) {
+                char k[200];
+                std::snprintf(k, sizeof k, "%s(%llu, %llu) at %s [warp %u]", t.why, (unsigned long long)t.why_a,
+                              (unsigned long long)t.why_b, where(t.why_loc).c_str(), t.index / 32);
+                kinds[k]++;
+            }
+    int shown = 0;
+    for (auto &[k, n] : kinds)
+        if (shown++ < 8) s += " " + std::to_string(n) + " in " + k + ";";
+    for (auto &b : r->blocks)
+        for (auto &[a, m] : b->mbars)
+            if (m.live && !m.waiting.empty())
+                s += " mbarrier@" + std::to_string(a - kSmemBase) + ": phase " + std::to_string(m.phase) +
+                     ", pending " + std::to_string(m.pending) + ", tx " + std::to_string(m.tx) + ";";
+    return s;
+}
+
+static void run_resident(Runner *r) {
+    for (;;) {
+        unsigned live = 0;
+        for (auto &b : r->blocks) live += b->live;
+        if (!live) return;
+        r->cur = nullptr;
+        Thread *n = pick();
+        if (!n) {
+            bool did = false;
+            for (auto &b : r->blocks) did |= complete_some_async(b.get(), false);
+            if (!did) {
+                r->failed = true;
+                r->error = deadlock_report(r);
+                return;
+            }
+            continue;
+        }
+        switch_to(n);
+        r->cur = nullptr;
+        if (r->failed) return;
+    }
+}
+
+Result launch_fn(const std::function<void()> &body, dim3 grid, dim3 block, size_t smem_bytes, const Options &opt) {
+    const uint64_t nblocks = uint64_t(grid.x) * grid.y * grid.z;
+    const unsigned nt = block.x * block.y * block.z;
+    if (nt == 0 || nt > 1024 || nblocks == 0) return {false, "bad launch shape"};
+    if (smem_bytes > 227 * 1024) return {false, "more than 227 KiB of shared memory"};
+    std::atomic<uint64_t> next{0};
+    std::mutex m;
+    Result res;
+    auto worker = [&](int id) {
+        Runner r;
+        r.opt = opt;
+        r.body = &body;
+        r.rng = (opt.seed + uint64_t(id)) * 0x9e3779b97f4a7c15ull | 1;
+        t_runner = &r;
+        size_t bytes = (smem_bytes + 4095) / 4096 * 4096 + 4096;
+        std::vector<std::unique_ptr<Block>> pool;
+        for (int i = 0; i < opt.resident; i++) {
+            auto b = std::make_unique<Block>();
+            b->smem = static_cast<char *>(
+                mmap(nullptr, bytes + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+            mprotect(b->smem + bytes, 4096, PROT_NONE);
+            b->smem_bytes = smem_bytes;
+            pool.push_back(std::move(b));
+        }
+        while (!r.failed) {
+            for (int i = 0; i < opt.resident; i++) {
+                uint64_t k = next.fetch_add(1);
+                if (k >= nblocks) break;
+                if (pool.empty()) break;
+                auto b = std::move(pool.back());
+                pool.pop_back();
+                setup_block(&r, b.get(),
+                            dim3(unsigned(k % grid.x), unsigned(k / grid.x % grid.y), unsigned(k / grid.x / grid.y)),
+                            block, grid);
+                r.blocks.push_back(std::move(b));
+            }
+            if (r.blocks.empty()) break;
+            run_resident(&r);
+            for (auto &b : r.blocks) pool.push_back(std::move(b));
+            r.blocks.clear();
+        }
+        if (r.failed) {
+            std::lock_guard l(m);
+            if (res.ok) res = {false, r.error};
+            next = nblocks;
+        }
+        for (auto &b : pool) {
+            for (Thread &t : b->threads)
+                if (t.stack) munmap(t.stack - 4096, kStack + 4096);
+            munmap(b->smem, bytes + 4096);
+        }
+        t_runner = nullptr;
+    };
+    if (opt.os_threads <= 1)
+        worker(0);
+    else {
+        std::vector<std::thread> ts;
+        for (int i = 0; i < opt.os_threads; i++) ts.emplace_back(worker, i);
+        for (auto &t : ts) t.join();
+    }
+    return res;
+}
+
+} // namespace simt

@@ -1,0 +1,277 @@
+// Shared-memory race checker: happens-before by vector clocks, at warp granularity.
+//
+// Every shared byte remembers its last writer (agent, clock, lane) and the last read of each warp.
+// Agents are the block's warps and, after them, the asynchronous side of each mbarrier (TMA).
+// Kernel loads and stores reach it through the compiler's -fsanitize=thread instrumentation: the
+// kernel file is compiled with that flag, and the __tsan_* callbacks below take the place of
+// libtsan (which is not linked).  The same callbacks check global accesses against the bounds of
+// device_alloc().  Builds without the flag carry no hooks, and the checker stays off.
+#include "simt_impl.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+
+extern "C" char __executable_start;
+
+namespace simt {
+
+// Loads and stores seen by the hooks carry a return address, kept in a Loc with a null file; the
+// line is looked up only when something is reported.
+static Loc pc_loc(void *pc) {
+    return Loc{nullptr, unsigned(static_cast<char *>(pc) - &__executable_start)};
+}
+std::string where_pc(unsigned off) {
+    char cmd[160], out[256] = "";
+    std::snprintf(cmd, sizeof cmd, "addr2line -e /proc/%d/exe 0x%x 2>/dev/null", int(getpid()), off - 1);
+    if (FILE *f = popen(cmd, "r")) {
+        if (!std::fgets(out, sizeof out, f)) out[0] = 0;
+        pclose(f);
+    }
+    char *slash = std::strrchr(out, '/');
+    std::string r = slash ? slash + 1 : out;
+    while (!r.empty() && (r.back() == '\n')) r.pop_back();
+    return r.empty() ? "pc+" + std::to_string(off) : r;
+}
+
+static bool g_hooks = false; // some kernel object was built with the hooks
+
+struct Byte {
+    uint32_t w_clock = 0; // writer's clock; 0: never written
+    uint32_t w_epoch = 0; // its warp's syncwarp count
+    uint8_t w_agent = 0, w_lane = 0;
+    bool generic = true;     // written by ordinary stores (not TMA)
+    uint8_t in_flight = 0;   // 1: cp.async, 2: TMA load not complete
+    uint8_t async_reads = 0; // wgmma / TMA stores that may still read it
+    uint8_t r_lane = 0;
+    uint32_t r_epoch = 0;
+    Loc w_loc;
+};
+
+struct RaceState {
+    unsigned warps = 0, agents = 0;
+    std::vector<Byte> bytes;
+    std::vector<uint32_t> reads;                 // [byte][warp]: clock of the warp's last read
+    std::vector<std::vector<uint32_t>> vc;       // per warp
+    std::vector<std::vector<uint32_t>> fence_vc; // per warp: what its last proxy fence had seen
+    std::vector<uint32_t> epoch, slot_clock;
+};
+
+void race_begin(Block *b, bool enabled) {
+    b->race.reset();
+    if (!enabled || !g_hooks || !b->smem_bytes) return;
+    auto s = std::make_shared<RaceState>();
+    s->warps = unsigned(b->warps.size());
+    s->agents = s->warps + 64;
+    s->bytes.resize(b->smem_bytes);
+    s->reads.assign(b->smem_bytes * s->warps, 0);
+    s->vc.assign(s->warps, std::vector<uint32_t>(s->agents, 0));
+    s->fence_vc = s->vc;
+    for (unsigned w = 0; w < s->warps; w++) s->vc[w][w] = 1;
+    s->epoch.assign(s->warps, 1);
+    s->slot_clock.assign(64, 1);
+    b->race = s;
+}
+
+static void join(std::vector<uint32_t> &a, const std::vector<uint32_t> &b) {
+    if (a.size() < b.size()) a.resize(b.size(), 0);
+    for (size_t i = 0; i < b.size(); i++) a[i] = std::max(a[i], b[i]);
+}
+void race_release(Thread *t, std::vector<uint32_t> &into) {
+    RaceState *s = t->block->race.get();
+    if (!s) return;
+    auto &v = s->vc[t->warp->index];
+    join(into, v);
+    v[t->warp->index]++;
+}
+void race_acquire(Thread *t, const std::vector<uint32_t> &from) {
+    if (RaceState *s = t->block->race.get()) join(s->vc[t->warp->index], from);
+}
+void race_syncwarp(Warp *w) {
+    if (RaceState *s = w->block->race.get()) s->epoch[w->index]++;
+}
+void race_proxy_fence(Thread *t) {
+    if (RaceState *s = t->block->race.get()) join(s->fence_vc[t->warp->index], s->vc[t->warp->index]);
+}
+
+static const char *agent_name(const RaceState *s, unsigned a, char *buf) {
+    if (a < s->warps)
+        std::snprintf(buf, 32, "warp %u", a);
+    else
+        std::snprintf(buf, 32, "TMA (mbarrier %u)", a - s->warps);
+    return buf;
+}
+
+// proxy: the access goes through the async proxy (wgmma operand, TMA)
+static void check(Thread *t, uint32_t off, unsigned n, bool write, bool proxy, Loc loc, const char *what) {
+    RaceState *s = t->block->race.get();
+    unsigned w = t->warp->index;
+    auto &vc = s->vc[w];
+    char nm[32];
+    for (uint32_t i = off; i < off + n; i++) {
+        Byte &b = s->bytes[i];
+        if (b.in_flight == 1)
+            fail(loc, "race: %s of shared byte %u while a cp.async (%s) to it is in flight", what, i,
+                 where(b.w_loc).c_str());
+        if (b.in_flight == 2)
+            fail(loc, "race: %s of shared byte %u while a TMA load (%s) to it is in flight", what, i,
+                 where(b.w_loc).c_str());
+        if (!write && !b.w_clock) fail(loc, "%s of shared byte %u, which nothing has written", what, i);
+        if (b.w_clock && vc[b.w_agent] < b.w_clock)
+            fail(loc, "race: %s of shared byte %u is not ordered after its write by %s (%s)", what, i,
+                 agent_name(s, b.w_agent, nm), where(b.w_loc).c_str());
+        if (b.w_clock && b.w_agent == w && b.w_lane != t->lane && b.w_epoch == s->epoch[w] && b.generic && !proxy)
+            fail(loc, "race: %s of shared byte %u, written by lane %u of the same warp (%s) without __syncwarp", what,
+                 i, b.w_lane, where(b.w_loc).c_str());
+        if (proxy && b.generic && b.w_clock && t->block->runner->opt.check_proxy) {
+            bool writer_fenced = b.w_agent < s->warps && s->fence_vc[b.w_agent][b.w_agent] >= b.w_clock;
+            bool reader_fenced = s->fence_vc[w][b.w_agent] >= b.w_clock;
+            if (!writer_fenced && !reader_fenced)
+                fail(loc, "missing fence.proxy.async: %s of shared byte %u stored by %s (%s)", what, i,
+                     agent_name(s, b.w_agent, nm), where(b.w_loc).c_str());
+        }
+        if (write) {
+            if (b.async_reads)
+                fail(loc, "race: %s of shared byte %u while wgmma or a TMA store may still read it", what, i);
+            const uint32_t *r = &s->reads[size_t(i) * s->warps];
+            for (unsigned o = 0; o < s->warps; o++)
+                if (vc[o] < r[o])
+                    fail(loc, "race: %s of shared byte %u is not ordered after its read by warp %u", what, i, o);
+            if (b.r_epoch == s->epoch[w] && r[w] && b.r_lane != t->lane && !proxy && r[w] == vc[w])
+                fail(loc, "race: %s of shared byte %u, read by lane %u of the same warp, without __syncwarp", what, i,
+                     b.r_lane);
+        }
+    }
+}
+static void set_writer(RaceState *s, Byte &b, unsigned agent, uint32_t clock, unsigned lane, uint32_t epoch,
+                       bool generic, Loc loc) {
+    b.w_agent = uint8_t(agent);
+    b.w_clock = clock;
+    b.w_lane = uint8_t(lane);
+    b.w_epoch = epoch;
+    b.generic = generic;
+    b.in_flight = 0;
+    b.w_loc = loc;
+    (void)s;
+}
+void race_access(Thread *t, uint32_t off, unsigned n, bool write, Loc loc, const char *what) {
+    RaceState *s = t->block->race.get();
+    if (!s) return;
+    check(t, off, n, write, false, loc, what);
+    unsigned w = t->warp->index;
+    for (uint32_t i = off; i < off + n; i++) {
+        Byte &b = s->bytes[i];
+        if (write)
+            set_writer(s, b, w, s->vc[w][w], t->lane, s->epoch[w], true, loc);
+        else {
+            s->reads[size_t(i) * s->warps + w] = s->vc[w][w];
+            b.r_lane = uint8_t(t->lane);
+            b.r_epoch = s->epoch[w];
+        }
+    }
+}
+void race_async_write_begin(Thread *t, uint32_t off, unsigned n, bool bulk, Loc loc, const char *what) {
+    RaceState *s = t->block->race.get();
+    if (!s) return;
+    check(t, off, n, true, bulk, loc, what);
+    for (uint32_t i = off; i < off + n; i++) {
+        s->bytes[i].in_flight = bulk ? 2 : 1;
+        s->bytes[i].w_loc = loc;
+    }
+}
+void race_cp_async_done(Thread *t, uint32_t off, unsigned n) {
+    RaceState *s = t->block->race.get();
+    if (!s) return;
+    unsigned w = t->warp->index;
+    for (uint32_t i = off; i < off + n; i++) // visible to its own thread now, to others after a barrier
+        set_writer(s, s->bytes[i], w, s->vc[w][w], t->lane, s->epoch[w], true, s->bytes[i].w_loc);
+}
+void race_tma_done(Block *b, MBarrier &m, uint32_t off, unsigned n) {
+    RaceState *s = b->race.get();
+    if (!s) return;
+    unsigned agent = s->warps + unsigned(m.slot);
+    uint32_t c = s->slot_clock[unsigned(m.slot)]++;
+    for (uint32_t i = off; i < off + n; i++) set_writer(s, s->bytes[i], agent, c, 255, 0, false, s->bytes[i].w_loc);
+    if (m.acc.size() < s->agents) m.acc.resize(s->agents, 0);
+    m.acc[agent] = c;
+}
+void race_async_read_begin(Thread *t, uint32_t off, unsigned n, Loc loc, const char *what) {
+    RaceState *s = t->block->race.get();
+    if (!s) return;
+    check(t, off, n, false, true, loc, what);
+    for (uint32_t i = off; i < off + n; i++) s->bytes[i].async_reads++;
+}
+void race_async_read_end(Thread *t, uint32_t off, unsigned n, bool warpgroup) {
+    RaceState *s = t->block->race.get();
+    if (!s) return;
+    for (uint32_t i = off; i < off + n; i++) {
+        s->bytes[i].async_reads--;
+        // A wgmma read belongs to every warp of the warpgroup (their releases follow the wait), a TMA store's
+        // to the warp that waited for it.
+        unsigned g = warpgroup ? t->warp->index / 4 * 4 : t->warp->index, n_warps = warpgroup ? 4 : 1;
+        for (unsigned w = g; w < g + n_warps && w < s->warps; w++) s->reads[size_t(i) * s->warps + w] = s->vc[w][w];
+        s->bytes[i].r_epoch = 0;
+    }
+}
+
+// ---------------------------------------------------------------- compiler hooks
+static inline void hook(const void *p, unsigned n, bool write, void *pc) {
+    Runner *r = t_runner;
+    if (!r || !r->cur) return;
+    Thread *t = r->cur;
+    Block *b = t->block;
+    auto a = static_cast<const char *>(p);
+    size_t d = size_t(a - b->smem);
+    if (d < b->smem_bytes + 4096) {
+        if (d + n > b->smem_bytes) fail(pc_loc(pc), "shared access out of bounds: offset %zu of %zu", d, b->smem_bytes);
+        if (b->race) race_access(t, uint32_t(d), n, write, pc_loc(pc), write ? "store" : "load");
+        return;
+    }
+    if (a >= t->stack - 4096 && a < t->stack + 512 * 1024) return;
+    if (near_global(p)) check_global(p, n, 1, pc_loc(pc), write ? "store" : "load"); // else: stack, constants
+}
+} // namespace simt
+
+extern "C" {
+void __tsan_init() {
+    simt::g_hooks = true;
+}
+void __tsan_func_entry(void *) {}
+void __tsan_func_exit() {}
+#define H(n)                                                                                                           \
+    void __tsan_read##n(void *p) {                                                                                     \
+        simt::hook(p, n, false, __builtin_return_address(0));                                                          \
+    }                                                                                                                  \
+    void __tsan_write##n(void *p) {                                                                                    \
+        simt::hook(p, n, true, __builtin_return_address(0));                                                           \
+    }                                                                                                                  \
+    void __tsan_unaligned_read##n(void *p) {                                                                           \
+        simt::hook(p, n, false, __builtin_return_address(0));                                                          \
+    }                                                                                                                  \
+    void __tsan_unaligned_write##n(void *p) {                                                                          \
+        simt::hook(p, n, true, __builtin_return_address(0));                                                           \
+    }                                                                                                                  \
+    void __tsan_volatile_read##n(void *p) {                                                                            \
+        simt::hook(p, n, false, __builtin_return_address(0));                                                          \
+    }                                                                                                                  \
+    void __tsan_volatile_write##n(void *p) {                                                                           \
+        simt::hook(p, n, true, __builtin_return_address(0));                                                           \
+    }
+H(1) H(2) H(4) H(8) H(16) void __tsan_read_range(void *p, long n) {
+    simt::hook(p, unsigned(n), false, __builtin_return_address(0));
+}
+void __tsan_write_range(void *p, long n) {
+    simt::hook(p, unsigned(n), true, __builtin_return_address(0));
+}
+void __tsan_vptr_update(void **, void *) {}
+void __tsan_vptr_read(void **) {}
+int __tsan_atomic32_fetch_add(volatile int *p, int v, int) {
+    return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST);
+}
+int __tsan_atomic32_load(const volatile int *p, int) {
+    return __atomic_load_n(p, __ATOMIC_SEQ_CST);
+}
+void __tsan_atomic32_store(volatile int *p, int v, int) {
+    __atomic_store_n(p, v, __ATOMIC_SEQ_CST);
+}
+}

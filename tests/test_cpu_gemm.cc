@@ -1,0 +1,338 @@
+// Every panel format against the scalar reference, bits for bits, on every ISA this machine has and on the portable
+// instance; every shape ragged; with hostile activations (zeros, tiny, NaN, infinity) and scales (negative).
+#include <gtest/gtest.h>
+#include <cstring>
+#include <random>
+#include <thread>
+#include <vector>
+#include <qengine/num.h>
+#include "qk.h"
+
+namespace {
+
+struct Format {
+    const char *name;
+    qe_quant quant;
+    std::vector<int> act_groups;
+    bool panel;
+};
+
+qe_quant Quant(int bits, qe_num scale, int group, int zero) {
+    qe_quant q = {};
+    q.code = QE_CODE_INT, q.bits = bits, q.scale = scale, q.group_n = 1, q.group_k = group, q.zero_const = zero;
+    return q;
+}
+qe_quant Points(qe_quant q) {
+    q.zero = QE_ZERO_POINT, q.zero_num = QE_NUM_U8, q.zero_const = 0;
+    return q;
+}
+qe_quant Super(qe_quant q, qe_num super, int k) {
+    q.super = super, q.super_n = 1, q.super_k = k;
+    return q;
+}
+qe_quant Mins(qe_quant q) {
+    q.zero = QE_ZERO_REAL, q.zero_num = QE_NUM_U6, q.zero_const = 0;
+    return q;
+}
+
+const std::vector<Format> &Formats() {
+    static const std::vector<Format> all = {
+        {"w8 channel", Quant(8, QE_NUM_F32, 0, 128), {0}, true},
+        {"w8 channel f16", Quant(8, QE_NUM_F16, 0, 128), {0}, true},
+        {"w8 channel, grouped input", Quant(8, QE_NUM_F32, 0, 128), {128}, false},
+        {"w4 channel", Quant(4, QE_NUM_BF16, 0, 8), {0}, true},
+        {"w8 g128", Quant(8, QE_NUM_F32, 128, 128), {0, 128, 256}, true},
+        {"w8 g64 points", Points(Quant(8, QE_NUM_F32, 64, 0)), {0, 64}, true},
+        {"w4 two-level", Super(Quant(4, QE_NUM_U8, 128, 8), QE_NUM_F16, 0), {0}, true},
+        {"w4 two-level points", Super(Points(Quant(4, QE_NUM_U8, 64, 0)), QE_NUM_F32, 0), {0}, true},
+        {"gptq g128", Quant(4, QE_NUM_F16, 128, 8), {0, 128}, true},
+        {"awq g64", Points(Quant(4, QE_NUM_F16, 64, 0)), {0, 64, 256}, true},
+        {"q4_0", Quant(4, QE_NUM_F16, 32, 8), {0, 32, 256}, true},
+        {"q5_0", Quant(5, QE_NUM_F16, 32, 16), {0, 32, 256}, true},
+        {"q8_0", Quant(8, QE_NUM_F16, 32, 128), {0, 32, 256}, true},
+        {"q4_k", Mins(Super(Quant(4, QE_NUM_U6, 32, 0), QE_NUM_F16, 256)), {0, 256, 512}, true},
+        {"q4_k, narrow input", Mins(Super(Quant(4, QE_NUM_U6, 32, 0), QE_NUM_F16, 256)), {32}, false},
+        {"q6_k", Super(Quant(6, QE_NUM_S8, 16, 32), QE_NUM_F16, 256), {0, 256}, true},
+        {"mxfp4",
+         [] {
+             qe_quant q = Quant(4, QE_NUM_E8M0, 32, 0);
+             q.code = QE_CODE_E2M1;
+             return q;
+         }(),
+         {32},
+         false},
+    };
+    return all;
+}
+
+struct Tensor {
+    qe_qtensor t = {};
+    std::vector<char> block;
+};
+
+int64_t Groups(int64_t n, int32_t extent) {
+    return extent ? (n + extent - 1) / extent : 1;
+}
+
+void FillNumber(qe_num num, void *p, int64_t i, std::mt19937 &rng) {
+    float v = std::uniform_real_distribution<float>(-0.02f, 0.02f)(rng); // negative ones too
+    switch (num) {
+    case QE_NUM_F32:
+        static_cast<float *>(p)[i] = v;
+        break;
+    case QE_NUM_F16:
+        static_cast<uint16_t *>(p)[i] = qe_f32_to_f16(v);
+        break;
+    case QE_NUM_BF16:
+        static_cast<uint16_t *>(p)[i] = qe_f32_to_bf16(v);
+        break;
+    case QE_NUM_E8M0:
+        static_cast<uint8_t *>(p)[i] = 115 + rng() % 8;
+        break;
+    case QE_NUM_U6:
+        static_cast<uint8_t *>(p)[i] = rng() % 64;
+        break;
+    case QE_NUM_S8:
+        static_cast<uint8_t *>(p)[i] = rng() % 256;
+        break;
+    default:
+        static_cast<uint8_t *>(p)[i] = 1 + rng() % 8;
+        break; // U8: 8 * 15 fits int8
+    }
+}
+
+Tensor MakeTensor(const qe_quant &quant, int64_t n, int64_t k, std::mt19937 &rng) {
+    Tensor x;
+    size_t bytes = qe_qtensor_bytes(&quant, n, k, 0);
+    x.block.resize(bytes + 64);
+    void *at = reinterpret_cast<void *>((reinterpret_cast<uintptr_t>(x.block.data()) + 63) & ~uintptr_t{63});
+    qe_error err;
+    EXPECT_EQ(qe_qtensor_place(&x.t, &quant, n, k, 0, at, bytes, &err), QE_OK) << err.message;
+    x.t.n = n, x.t.k = k, x.t.rows = n, x.t.first_row = 0;
+    x.t.facts = quant.scale == QE_NUM_U8 ? QE_FACT_INT8_PRODUCT : 0;
+    auto *codes = static_cast<uint8_t *>(x.t.codes);
+    for (int64_t i = 0; i < n * k; i++) codes[i] = rng() % (1u << quant.bits);
+    codes[0] = 0; // stored -128
+    for (int64_t i = 0; i < n * Groups(k, quant.group_k); i++) FillNumber(qe_num(quant.scale), x.t.scales, i, rng);
+    for (int64_t i = 0; quant.super && i < n * Groups(k, quant.super_k); i++) {
+        FillNumber(qe_num(quant.super), x.t.super, i, rng);
+        if (x.t.zero_super) FillNumber(qe_num(quant.super), x.t.zero_super, i, rng);
+    }
+    for (int64_t i = 0; x.t.zeros && i < n * Groups(k, quant.group_k); i++)
+        static_cast<uint8_t *>(x.t.zeros)[i] = rng() % (quant.zero == QE_ZERO_REAL ? 64 : 1u << quant.bits);
+    if (quant.scale == QE_NUM_U8) // keep L * (c - z) in int8
+        for (int64_t i = 0; i < n * Groups(k, quant.group_k); i++)
+            static_cast<uint8_t *>(x.t.scales)[i] = 1 + rng() % 8;
+    return x;
+}
+
+qe_act Act(int group) {
+    qe_act a = {};
+    a.mode = QE_ACT_DYNAMIC;
+    a.quant = Quant(8, QE_NUM_F32, group, 128);
+    return a;
+}
+
+// Threads started per call: the order in which indices run must not matter.
+void Parallel(void *, qk_task *task, void *arg, int32_t count) {
+    std::vector<std::thread> threads;
+    for (int32_t i = count - 1; i >= 0; i--) threads.emplace_back(task, arg, i, count);
+    for (auto &t : threads) t.join();
+}
+
+struct Loaded {
+    qk_device device = {};
+    qk_weight w = {};
+    std::vector<char> blob;
+};
+
+char *Aligned(std::vector<char> &v, size_t bytes) {
+    v.assign(bytes + 256, 0);
+    return reinterpret_cast<char *>((reinterpret_cast<uintptr_t>(v.data()) + 255) & ~uintptr_t{255});
+}
+
+void Load(Loaded &l, int backend, uint32_t isa, int threads, const Tensor &t, const qe_act &act) {
+    qe_error err;
+    ASSERT_EQ(qk_backend_of(backend)->describe(0, &l.device, &err), QE_OK);
+    l.device.units = threads;
+    if (backend == QK_CPU) l.device.isa = isa;
+    qk_shape s = {};
+    s.quant = t.t.quant, s.act = act, s.n = t.t.n, s.k = t.t.k, s.facts = t.t.facts;
+    s.chunk_k = qk_chunk_k(&s.quant, s.facts, &act, s.n, s.k);
+    s.layout = qk_layout_choose(&l.device, &s, nullptr, nullptr);
+    ASSERT_NE(s.layout, nullptr);
+    size_t band = s.layout->band_bytes(&s), rows = s.layout->band_rows, bands = (s.n + rows - 1) / rows;
+    char *blob = Aligned(l.blob, band * bands);
+    for (size_t b = 0; b < bands; b++) {
+        qe_qtensor part = t.t;
+        int64_t first = b * rows;
+        part.first_row = first, part.n = std::min<int64_t>(rows, s.n - first), part.rows = s.n;
+        auto move = [&](void *p, int64_t unit) { return p ? static_cast<char *>(p) + first * unit : nullptr; };
+        auto bytes = [](int num) { return num == QE_NUM_F32 ? 4 : num == QE_NUM_F16 || num == QE_NUM_BF16 ? 2 : 1; };
+        part.codes = move(t.t.codes, s.k);
+        part.scales = move(t.t.scales, Groups(s.k, s.quant.group_k) * bytes(s.quant.scale));
+        part.super = move(t.t.super, Groups(s.k, s.quant.super_k) * bytes(s.quant.super));
+        part.zeros = move(t.t.zeros, Groups(s.k, s.quant.group_k));
+        part.zero_super = move(t.t.zero_super, Groups(s.k, s.quant.super_k) * bytes(s.quant.super));
+        s.layout->pack(&s, &part, blob + b * band);
+    }
+    l.w.shape = s, l.w.blob = blob, l.w.blob_bytes = band * bands;
+}
+
+std::vector<float> RunLinear(const Loaded &l, const std::vector<float> &x, int64_t m, bool parallel) {
+    qe_error err = {};
+    const qk_backend *backend = qk_backend_of(l.device.backend);
+    qk_queue queue = {};
+    queue.device = &l.device, queue.parallel = parallel ? Parallel : nullptr;
+    qk_x q = {};
+    std::vector<char> x_block, work;
+    size_t bytes = qk_x_bytes(&l.device, &l.w.shape, m, QE_CODE_F32, &q);
+    qk_x_rebase(&q, Aligned(x_block, bytes));
+    q.m = m;
+    qk_prepare p = {};
+    p.x = x.data(), p.ldx = l.w.shape.k, p.x_type = QE_CODE_F32, p.next = &l.w, p.out = &q;
+    EXPECT_EQ(backend->ops.prepare(&p, &queue, &err), QE_OK) << err.message;
+    qk_gemm g = {};
+    g.w = l.w.shape, g.x = q.quant, g.m = m, g.y_type = QE_CODE_F32;
+    qk_plan plan;
+    EXPECT_EQ(qk_gemm_plan(&l.device, &g, &plan, nullptr, nullptr, &err), QE_OK) << err.message;
+    std::vector<float> y(m * l.w.shape.n + 1, 12345.0f);
+    qk_gemm_args a = {};
+    a.w = &l.w, a.x = q, a.y = y.data(), a.ldy = l.w.shape.n, a.workspace = Aligned(work, plan.workspace_bytes);
+    EXPECT_EQ(qk_gemm_run(&plan, &a, &queue, &err), QE_OK) << err.message;
+    EXPECT_EQ(y.back(), 12345.0f);
+    y.pop_back();
+    return y;
+}
+
+std::vector<float> MakeX(int64_t m, int64_t k, std::mt19937 &rng) {
+    std::normal_distribution<float> normal;
+    std::vector<float> x(m * k);
+    for (auto &v : x) v = normal(rng) * (rng() % 17 == 0 ? 10.0f : 1.0f);
+    for (int64_t i = 0; m > 1 && i < k; i++) x[k + i] = 0.0f;
+    for (int64_t i = 0; m > 2 && i < k; i++) x[2 * k + i] = 1e-35f;
+    if (m > 3) x[3 * k + k / 2] = NAN;
+    if (m > 4) x[4 * k + k - 1] = -INFINITY;
+    return x;
+}
+
+bool SameBits(float a, float b) {
+    return (a != a && b != b) || !memcmp(&a, &b, 4);
+}
+
+int64_t Different(const std::vector<float> &a, const std::vector<float> &b) {
+    int64_t bad = 0;
+    for (size_t i = 0; i < a.size(); i++) bad += !SameBits(a[i], b[i]);
+    return bad;
+}
+
+std::vector<uint32_t> Isas() {
+    qk_device d = {};
+    qk_backend_of(QK_CPU)->describe(0, &d, nullptr);
+    std::vector<uint32_t> isas = {0};
+    if (d.isa & QK_ISA_AVX2) isas.push_back(QK_ISA_AVX2);
+    if (d.isa & QK_ISA_VNNI512) isas.push_back(d.isa);
+    return isas;
+}
+
+class CpuGemm : public testing::TestWithParam<size_t> {};
+
+TEST_P(CpuGemm, EqualsReference) {
+    const Format &format = Formats()[GetParam()];
+    const struct { int64_t n, k; } shapes[] = {{1, 1}, {31, 4}, {33, 70}, {64, 256}, {100, 1000}, {40, 2304}};
+    const int64_t rows[] = {1, 2, 3, 5, 8, 13};
+    int64_t cases = 0;
+    std::mt19937 rng(1);
+    for (auto shape : shapes)
+        for (int group : format.act_groups) {
+            Tensor t = MakeTensor(format.quant, shape.n, shape.k, rng);
+            Loaded ref;
+            ASSERT_NO_FATAL_FAILURE(Load(ref, QK_REF, 0, 1, t, Act(group)));
+            std::vector<float> x = MakeX(13, shape.k, rng), expected = RunLinear(ref, x, 13, false);
+            for (uint32_t isa : Isas())
+                for (int threads : {1, 3}) {
+                    Loaded cpu;
+                    ASSERT_NO_FATAL_FAILURE(Load(cpu, QK_CPU, isa, threads, t, Act(group)));
+                    if (shape.k >= 256) { EXPECT_EQ(!strcmp(cpu.w.shape.layout->name, "cpu/panel"), format.panel); }
+                    for (int64_t m : rows) {
+                        std::vector<float> y = RunLinear(cpu, x, m, threads > 1);
+                        std::vector<float> want(expected.begin(), expected.begin() + m * shape.n);
+                        ASSERT_EQ(Different(y, want), 0)
+                            << format.name << " n " << shape.n << " k " << shape.k << " m " << m << " act group "
+                            << group << " isa " << isa << " threads " << threads;
+                        cases++;
+                    }
+                }
+        }
+    printf("%s: %lld cases\n", format.name, static_cast<long long>(cases));
+}
+
+TEST_P(CpuGemm, UnpackAndRowReturnTheValues) {
+    const Format &format = Formats()[GetParam()];
+    std::mt19937 rng(2);
+    Tensor t = MakeTensor(format.quant, 32, 600, rng), back = MakeTensor(format.quant, 32, 600, rng);
+    Loaded cpu;
+    ASSERT_NO_FATAL_FAILURE(Load(cpu, QK_CPU, QK_ISA_AVX2, 1, t, Act(format.act_groups[0])));
+    const qk_shape &s = cpu.w.shape;
+    if (s.layout->band_rows != 32) GTEST_SKIP() << "the layout of this format is the reference's, tested there";
+    s.layout->unpack(&s, nullptr, cpu.w.blob, &back.t);
+    std::vector<float> a(32 * 600), b(32 * 600), row(600);
+    ASSERT_EQ(qe_dequantize(&t.t, 0, 32, a.data(), 600, nullptr), QE_OK);
+    ASSERT_EQ(qe_dequantize(&back.t, 0, 32, b.data(), 600, nullptr), QE_OK);
+    EXPECT_EQ(Different(a, b), 0);
+    for (int r = 0; r < 32; r++) {
+        s.layout->row(&s, nullptr, cpu.w.blob, r, row.data());
+        EXPECT_EQ(Different(row, std::vector<float>(a.begin() + r * 600, a.begin() + (r + 1) * 600)), 0) << r;
+    }
+}
+
+// Norm, residual, post norm and gates: codes, scales, sums and residual equal the reference's bits.
+TEST(CpuPrepare, EqualsReference) {
+    std::mt19937 rng(4);
+    int cases = 0;
+    for (int64_t k : {1, 70, 640, 1500})
+        for (int group : {0, 32, 256})
+            for (int form = 0; form < 10; form++)
+                for (uint32_t isa : Isas()) {
+                    const int64_t m = 7;
+                    Tensor t = MakeTensor(Quant(8, QE_NUM_F16, 32, 128), 1, k, rng);
+                    std::vector<float> x = MakeX(m, 2 * k, rng), up = MakeX(m, 2 * k, rng), norm = MakeX(1, k, rng);
+                    std::vector<float> residual[2], post = MakeX(1, k, rng);
+                    residual[0] = residual[1] = MakeX(m, k, rng);
+                    qk_x out[2];
+                    std::vector<char> block[2];
+                    size_t bytes = 0;
+                    for (int b = 0; b < 2; b++) {
+                        Loaded l;
+                        ASSERT_NO_FATAL_FAILURE(Load(l, b ? QK_CPU : QK_REF, isa, 3, t, Act(group)));
+                        bytes = qk_x_bytes(&l.device, &l.w.shape, m, QE_CODE_F32, &out[b]);
+                        qk_x_rebase(&out[b], Aligned(block[b], bytes));
+                        qk_queue queue = {};
+                        queue.device = &l.device, queue.parallel = Parallel;
+                        qk_prepare p = {};
+                        p.x = x.data(), p.ldx = 2 * k, p.x_type = QE_CODE_F32, p.next = &l.w, p.out = &out[b];
+                        p.eps = 1e-6f;
+                        if (form < 6) {
+                            if (form % 2) p.norm = QK_NORM_RMS, p.norm_weight = norm.data();
+                            if (form >= 2) p.residual = residual[b].data(), p.ldr = k;
+                            if (form >= 4) p.post_norm = post.data();
+                        } else {
+                            p.act = form % 2 ? QK_ACT_SILU : QK_ACT_GELU_TANH;
+                            if (form >= 8) p.up = up.data();
+                        }
+                        qe_error err;
+                        ASSERT_EQ(qk_backend_of(l.device.backend)->ops.prepare(&p, &queue, &err), QE_OK) << err.message;
+                    }
+                    int64_t groups = Groups(k, group >= k ? 0 : group), sums = Groups(k, out[0].sum_k);
+                    ASSERT_EQ(memcmp(out[0].data, out[1].data, m * out[0].ld), 0) << k << " " << group << " " << form;
+                    for (int64_t i = 0; i < m * groups; i++) ASSERT_TRUE(SameBits(out[0].scales[i], out[1].scales[i]));
+                    ASSERT_EQ(memcmp(out[0].sums, out[1].sums, m * sums * 4), 0);
+                    ASSERT_EQ(Different(residual[0], residual[1]), 0);
+                    cases++;
+                }
+    printf("prepare: %d cases\n", cases);
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, CpuGemm, testing::Range<size_t>(0, Formats().size()));
+
+} // namespace
