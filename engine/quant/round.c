@@ -71,7 +71,13 @@ static float level_top(const qe_quant *q) {
 }
 
 static float zero_top(int32_t num) {
-    return num == QE_NUM_U8 ? 255.0f : num == QE_NUM_S8 ? 127.0f : num == QE_NUM_U6 ? 63.0f : num == QE_NUM_U4 ? 15.0f : 31.0f;
+    switch (num) {
+    case QE_NUM_U8: return 255.0f;
+    case QE_NUM_S8: return 127.0f;
+    case QE_NUM_U6: return 63.0f;
+    case QE_NUM_U4: return 15.0f;
+    default: return 31.0f;
+    }
 }
 
 /* ---- ranges ------------------------------------------------------------------------------------------------------ */
@@ -121,7 +127,7 @@ static float wanted_scale(const qe_quant *q, range r) {
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* Rows and columns of super block or group (gn, gk) of extents (n, k); 0: all. Groups count from the band's first row. */
+/* Rows and columns of super block or group (gn, gk) of extents (n, k), 0: all. Groups count from the band's start. */
 static rect rect_of(const qe_qtensor *t, int64_t gn, int64_t gk, int32_t n, int32_t k) {
     int64_t lead = n ? t->first_row % n : 0;
     rect r = {n ? gn * n - lead : 0, n ? (gn + 1) * n - lead : t->n, k ? gk * k : 0, k ? (gk + 1) * k : t->k};
@@ -191,7 +197,7 @@ static void super_levels(const job *j, const rect *r, int64_t s) {
         store_scale(q->super, t->super, s, super);
         if (qe_has_zero_super(q)) {
             store_scale(q->super, t->zero_super, s, -qe_div(low, zero_top(q->zero_num)));
-            /* stored as a magnitude first: the sign goes in afterwards, in place */
+            /* Stored as a magnitude, which store_scale() keeps from 0; then the sign. */
             if (q->super == QE_NUM_F32) ((float *)t->zero_super)[s] = -((float *)t->zero_super)[s];
             else if (q->super != QE_NUM_E8M0) ((uint16_t *)t->zero_super)[s] ^= 0x8000u;
         }

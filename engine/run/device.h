@@ -1,4 +1,4 @@
-/* run/device.h -- inside of a qe_device: the backend, its queue and where memory comes from. Immutable after creation. */
+/* run/device.h -- inside of a qe_device: backend, queue and where memory comes from. Immutable after creation. */
 #ifndef QE_RUN_DEVICE_H
 #define QE_RUN_DEVICE_H
 #include <stdbool.h>
