@@ -138,8 +138,8 @@ TEST(Num, AsymmetricActivations) {
 }
 
 // Distance in units of the last place of the result, or the absolute error over `unit` where that is looser.
-void expect_close(const char *name, float (*f)(float), long double (*want)(long double), float low, float high, double ulps,
-                  double absolute) {
+void expect_close(const char *name, float (*f)(float), long double (*want)(long double), float low, float high,
+                  double ulps, double absolute) {
     std::mt19937 random(7);
     std::uniform_real_distribution<float> uniform(low, high);
     for (int i = 0; i < 200000; i++) {
@@ -159,8 +159,8 @@ TEST(Num, Functions) {
     expect_close("tanh", qe_tanh, [](long double x) { return std::tanh(x); }, -0.3f, 0.3f, 6.0, 0);
     expect_close("sigmoid", qe_sigmoid, [](long double x) { return 1 / (1 + std::exp(-x)); }, -80.0f, 80.0f, 4.0, 0);
     expect_close("silu", qe_silu, [](long double x) { return x / (1 + std::exp(-x)); }, -80.0f, 80.0f, 4.0, 0);
-    expect_close("gelu", qe_gelu, [](long double x) { return x / 2 * (1 + std::erf(x / std::sqrt(2.0L))); }, -12.0f, 12.0f,
-                 8.0, 4e-6);
+    expect_close("gelu", qe_gelu, [](long double x) { return x / 2 * (1 + std::erf(x / std::sqrt(2.0L))); }, -12.0f,
+                 12.0f, 8.0, 4e-6);
     expect_close("gelu_tanh", qe_gelu_tanh,
                  [](long double x) {
                      long double c = std::sqrt(2.0L / 3.14159265358979323846L);

@@ -114,9 +114,11 @@ TEST(Quant, NamesRoundTrip) {
         EXPECT_EQ(qe_quant_name(&q, cut, sizeof cut), strlen(text));
         EXPECT_EQ(std::string(cut), std::string(text).substr(0, 4));
     }
-    for (const char *bad : {"", "int", "int9:channel:f32", "int4:g0:f16", "int4:g128", "int4:g128:u8", "int4:g128:f16:z=",
-                            "int4:g128:f16:z=e8m0", "int4:g128:f16:q=1", "f16:channel", "int4:g128:f16:z=17", "int4:h1:f16",
-                            "int4:g128:f16^65", "int4:g99999999999:f16", "nf4:g64:f32:z=u8", "int4:g32:u6:s=f16/g48"}) {
+    const char *const bad_names[] = {"", "int", "int9:channel:f32", "int4:g0:f16", "int4:g128", "int4:g128:u8",
+                                     "int4:g128:f16:z=", "int4:g128:f16:z=e8m0", "int4:g128:f16:q=1", "f16:channel",
+                                     "int4:g128:f16:z=17", "int4:h1:f16", "int4:g128:f16^65",
+                                     "int4:g99999999999:f16", "nf4:g64:f32:z=u8", "int4:g32:u6:s=f16/g48"};
+    for (const char *bad : bad_names) {
         qe_quant q;
         EXPECT_NE(qe_quant_parse(bad, &q, nullptr), QE_OK) << bad;
     }
@@ -155,8 +157,8 @@ TEST(Quant, TrueBitsPerWeight) {
         double bits;
     };
     for (const Row &row : {Row{"int4:g32:f16", 4.5}, Row{"int8:g32:f16", 8.5}, Row{"int5:g32:f16", 5.5},
-                           Row{"int4:g32:u6:s=f16/g256:b=u6", 4.5}, Row{"int6:g16:s8:s=f16/g256", 6.5625}, Row{"f16", 16},
-                           Row{"int4:g128:f16:z=u8", 4.1875}, Row{"e2m1:g32:e8m0", 4.25}}) {
+                           Row{"int4:g32:u6:s=f16/g256:b=u6", 4.5}, Row{"int6:g16:s8:s=f16/g256", 6.5625},
+                           Row{"f16", 16}, Row{"int4:g128:f16:z=u8", 4.1875}, Row{"e2m1:g32:e8m0", 4.25}}) {
         qe_quant q = parse(row.name);
         EXPECT_DOUBLE_EQ(qe_quant_bits_per_weight(&q, 64, 4096), row.bits) << row.name;
     }
