@@ -19,7 +19,7 @@ struct Case {
     std::string row, name; // "D7", what is wrong
     qe_status want;
     std::string bytes;
-    std::string good; // the repaired neighbor; empty: the format's plain good file
+    std::string good = {}; // the repaired neighbor; empty: the format's plain good file
 };
 
 int checked = 0;

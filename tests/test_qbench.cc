@@ -1,18 +1,19 @@
 /* tests/test_qbench.cc -- the program from outside: exit codes, one line for each refusal, JSON lines that parse. */
 #include "support.h"
 
+#include <algorithm>
 #include <set>
 #include <sys/wait.h>
 
 #include <jansson.h>
 
 namespace {
-struct Run {
+struct Outcome {
     int code;
     std::string out, err;
 };
 
-Run qbench(const std::string &arguments) {
+Outcome qbench(const std::string &arguments) {
     qe_test::TempFolder folder;
     std::string command = std::string(QE_TEST_BIN "/qbench ") + arguments + " >" + folder.file("out") + " 2>" + folder.file("err");
     int status = system(command.c_str());
@@ -31,7 +32,7 @@ TEST_F(Qbench, UsageErrorsExitWithTwo) {
                                   "gemm --shape nothing", "gemm --shape 0x5", "gemm --backend tpu", "gemm --group 1", "model",
                                   "gemm --threads 0", "gemm --baseline mkl", "gemm --unknown", "model -m x --batch 0",
                                   "gemm --baseline cublaslt-f16 --backend cpu"}) {
-        Run run = qbench(arguments);
+        Outcome run = qbench(arguments);
         EXPECT_EQ(run.code, 2) << arguments << "\n" << run.err;
         EXPECT_FALSE(run.err.empty()) << arguments;
         EXPECT_TRUE(run.out.empty()) << arguments << run.out;
@@ -41,13 +42,13 @@ TEST_F(Qbench, UsageErrorsExitWithTwo) {
 
 TEST_F(Qbench, CudaWithoutGpuIsOneLineAndThree) {
     if (access("/dev/nvidiactl", F_OK) == 0) GTEST_SKIP() << "this machine has a GPU";
-    Run run = qbench("gemm --backend cuda --shape 256x256 --m 1");
+    Outcome run = qbench("gemm --backend cuda --shape 256x256 --m 1");
     EXPECT_EQ(run.code, 3) << run.err;
     EXPECT_EQ(std::count(run.err.begin(), run.err.end(), '\n'), 1) << run.err;
 }
 
 TEST_F(Qbench, MissingModelIsOneLineAndOne) {
-    Run run = qbench("model -m /no/such/model.gguf");
+    Outcome run = qbench("model -m /no/such/model.gguf");
     EXPECT_EQ(run.code, 1) << run.err;
     EXPECT_EQ(std::count(run.err.begin(), run.err.end(), '\n'), 1) << run.err;
 }
@@ -66,7 +67,7 @@ std::vector<json_t *> json_lines(const std::string &text) {
 
 TEST_F(Qbench, EverySchemeIsCheckedAndWrittenAsJson) {
     qe_test::TempFolder folder;
-    Run run = qbench("gemm --scheme w8a8,w4a8,w4a16,w8a16,q4_0,q5_0,q8_0,q4_k,q6_k --shape 96x512 --m 1,5 --threads 2 --rounds 1 --warm"
+    Outcome run = qbench("gemm --scheme w8a8,w4a8,w4a16,w8a16,q4_0,q5_0,q8_0,q4_k,q6_k --shape 96x512 --m 1,5 --threads 2 --rounds 1 --warm"
                      " --json " + folder.file("r.jsonl") + " --csv " + folder.file("r.csv") + " --md " + folder.file("r.md"));
     ASSERT_EQ(run.code, 0) << run.err;
     std::vector<json_t *> rows = json_lines(qe_test::read_file(folder.file("r.jsonl")));
@@ -88,7 +89,7 @@ TEST_F(Qbench, EverySchemeIsCheckedAndWrittenAsJson) {
 }
 
 TEST_F(Qbench, ExplainNamesTheChosenAndWhyNotTheOthers) {
-    Run run = qbench("--explain --shape 256x256 --m 1 --scheme q4_k");
+    Outcome run = qbench("--explain --shape 256x256 --m 1 --scheme q4_k");
     EXPECT_EQ(run.code, 0) << run.err;
     EXPECT_NE(run.out.find("chosen"), std::string::npos) << run.out;
 }
@@ -97,7 +98,7 @@ TEST_F(Qbench, TinyModel) {
     std::string path = QE_TEST_DATA "/tiny-llama";
     if (access((path + "/model.safetensors").c_str(), R_OK) != 0) GTEST_SKIP() << "no bundled model: " << path;
     qe_test::TempFolder folder;
-    Run run = qbench("model -m " + path + " --prompt 16 --gen 4 --batch 1,2 --json " + folder.file("r.jsonl"));
+    Outcome run = qbench("model -m " + path + " --prompt 16 --gen 4 --batch 1,2 --json " + folder.file("r.jsonl"));
     ASSERT_EQ(run.code, 0) << run.err;
     std::vector<json_t *> rows = json_lines(qe_test::read_file(folder.file("r.jsonl")));
     EXPECT_EQ(rows.size(), 2u);

@@ -162,7 +162,9 @@ TEST(Malformed, Patterns) {
         EXPECT_EQ(open_json(with_pattern(row.pattern), &err, &t), row.open) << row.name << ": " << err.message;
         std::string text = repeat("a", 400) + "b";
         size_t count = 0;
-        if (t) EXPECT_EQ(qe_tokenizer_encode(t, text.data(), text.size(), nullptr, nullptr, 0, &count, &err), row.encode) << row.name;
+        if (t) {
+            EXPECT_EQ(qe_tokenizer_encode(t, text.data(), text.size(), nullptr, nullptr, 0, &count, &err), row.encode) << row.name;
+        }
         qe_tokenizer_close(t);
     }
 }

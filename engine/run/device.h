@@ -10,6 +10,10 @@
 #include <xmmintrin.h>
 #endif
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 struct qe_device {
     qk_device         facts;
     const qk_backend *backend;
@@ -44,4 +48,7 @@ static inline void qe_fp_leave(unsigned before) {
     (void)before;
 #endif
 }
+#ifdef __cplusplus
+}
+#endif
 #endif
