@@ -203,7 +203,7 @@ typedef struct qk_kv {
     void          *pages;  int64_t page_bytes;  int32_t page_tokens, layers;
     const int32_t *table;  int64_t ld_table;    /* [sequences][pages] */
     const int32_t *length;                      /* [sequences] tokens present after this step */
-    qe_quant       quant;                       /* F16 */
+    qe_quant       quant;                       /* F16, or F32 for exact comparisons (CPU) */
 } qk_kv;
 typedef struct qk_attention {
     int32_t heads, kv_heads, head_dim, window;  /* window: slots a query sees, its own counted; 0: all before it */

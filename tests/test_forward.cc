@@ -25,7 +25,7 @@ struct Rig {                      /* in the order of destruction, reversed */
     Owned<qe_engine> engine;
     int64_t vocab = 0;
 
-    Rig(const std::string &name, int32_t backend, int32_t threads, int32_t batch = 0) {
+    Rig(const std::string &name, int32_t backend, int32_t threads, int32_t batch = 0, int32_t kv_type = 0) {
         qe_error err = {};
         qe_device_options d = {};
         d.struct_size = sizeof d;
@@ -41,6 +41,7 @@ struct Rig {                      /* in the order of destruction, reversed */
         e.struct_size = sizeof e;
         e.max_sessions = 4;
         e.max_batch_tokens = batch;
+        e.kv_type = kv_type;
         qe_engine *engine_made = nullptr;
         EXPECT_TRUE(is_ok(qe_engine_create(device.get(), model.get(), &e, &engine_made, &err), err));
         engine.reset(engine_made);
@@ -79,16 +80,20 @@ std::vector<float> golden_logits(const std::string &name) {
 
 struct Case {
     const char *model;
-    int32_t backend;
+    int32_t backend, kv_type;
+    double limit;
+    const char *name;
 };
 
 class Golden : public testing::TestWithParam<Case> {};
 
-/* fp16 KV and fp32 everything else, against fp32 throughout. */
-TEST_P(Golden, LogitsNearTransformers) {
-    Rig rig(GetParam().model, GetParam().backend, 2);
-    auto ids = golden_ids(GetParam().model);
-    auto expected = golden_logits(GetParam().model);
+/* With an fp32 cache the only differences to fp32 throughout are orders of summation. An fp16 cache adds its rounding: a
+ * float64 evaluation of tiny-llama that rounds keys and values to fp16 and nothing else differs by 0.0048. */
+TEST_P(Golden, LogitsWithinTheLimit) {
+    const Case &c = GetParam();
+    Rig rig(c.model, c.backend, 2, 0, c.kv_type);
+    auto ids = golden_ids(c.model);
+    auto expected = golden_logits(c.model);
     ASSERT_FALSE(ids.empty());
     ASSERT_EQ(expected.size(), ids.size() * (size_t)rig.vocab);
     auto session = rig.session();
@@ -98,19 +103,20 @@ TEST_P(Golden, LogitsNearTransformers) {
         ASSERT_TRUE(std::isfinite(got[i])) << i;
         worst = std::max(worst, (double)std::fabs(got[i] - expected[i]));
     }
-    printf("%s: largest difference %.3g over %zu logits\n", GetParam().model, worst, got.size());
-    // The aim is 1e-3. Measured 4.8e-3 and 3.5e-3; the cause is not shown (fp16 keys and values are suspected).
-    EXPECT_LE(worst, 6e-3);
+    printf("%s: largest difference %.3g over %zu logits, limit %g\n", c.name, worst, got.size(), c.limit);
+    EXPECT_LE(worst, c.limit);
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Golden,
-                         testing::Values(Case{"tiny-llama", QE_BACKEND_REF}, Case{"tiny-llama", QE_BACKEND_CPU},
-                                         Case{"tiny-gemma3", QE_BACKEND_REF}, Case{"tiny-gemma3", QE_BACKEND_CPU}),
-                         [](const auto &info) {
-                             std::string name = info.param.model + std::string(info.param.backend == QE_BACKEND_REF ? "_ref" : "_cpu");
-                             for (char &c : name) c = c == '-' ? '_' : c;
-                             return name;
-                         });
+const Case golden_cases[] = {
+    {"tiny-llama", QE_BACKEND_REF, QE_CODE_F32, 1e-3, "llama_ref_f32"},
+    {"tiny-llama", QE_BACKEND_CPU, QE_CODE_F32, 1e-3, "llama_cpu_f32"},
+    {"tiny-llama", QE_BACKEND_CPU, QE_CODE_F16, 6e-3, "llama_cpu_f16"},
+    {"tiny-gemma3", QE_BACKEND_REF, QE_CODE_F32, 1e-3, "gemma3_ref_f32"},
+    {"tiny-gemma3", QE_BACKEND_CPU, QE_CODE_F32, 1e-3, "gemma3_cpu_f32"},
+    {"tiny-gemma3", QE_BACKEND_CPU, QE_CODE_F16, 6e-3, "gemma3_cpu_f16"},
+};
+INSTANTIATE_TEST_SUITE_P(Models, Golden, testing::ValuesIn(golden_cases),
+                         [](const auto &info) { return std::string(info.param.name); });
 
 class Invariant : public testing::TestWithParam<const char *> {};
 

@@ -33,6 +33,9 @@ static qe_status read_options(qe_engine *e, const qe_engine_options *o, qe_error
     if (o->context_tokens < 0 || o->context_tokens > trained)
         return qe_error_set(err, QE_E_ARGUMENT, "context_tokens is %lld, the model was trained for %lld",
                             (long long)o->context_tokens, (long long)trained);
+    if ((o->kv_type && o->kv_type != QE_CODE_F16 && o->kv_type != QE_CODE_F32) || o->reserved)
+        return qe_error_set(err, QE_E_ARGUMENT, "kv_type is %d, legal are QE_CODE_F16 and QE_CODE_F32", o->kv_type);
+    e->kv_type = o->kv_type ? o->kv_type : QE_CODE_F16;
     if (o->kv_tokens < 0) return qe_error_set(err, QE_E_ARGUMENT, "kv_tokens is negative");
     e->context = o->context_tokens ? o->context_tokens : trained < DEFAULT_CONTEXT ? trained : DEFAULT_CONTEXT;
     e->max_sessions = o->max_sessions ? o->max_sessions : 1;
@@ -232,7 +235,7 @@ static qe_status build(qe_engine *e, const qe_engine_options *o, qe_error *err) 
     QE_TRY(read_options(e, o, err));
     QE_TRY(load_weights(e, o, err));
     QE_TRY(make_rotations(e, err));
-    QE_TRY(qe_kv_create(e->device, &e->hp, e->kv_tokens, &e->kv, err));
+    QE_TRY(qe_kv_create(e->device, &e->hp, e->kv_type, e->kv_tokens, &e->kv, err));
     QE_TRY(qe_batch_create(e, err));
     return make_scratch(e, err);
 }

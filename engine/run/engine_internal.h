@@ -73,6 +73,7 @@ enum { QE_KV_PAGE_TOKENS = 64 };
 typedef struct qe_kv_cache {
     qe_block pages;
     int64_t  page_bytes;          /* of one layer */
+    qe_quant quant;               /* F16 or F32 */
     int32_t  layers, count;       /* pages */
     int32_t *unused;              /* a stack of page numbers */
     int32_t  unused_count;
@@ -83,7 +84,8 @@ typedef struct qe_kv_pages {      /* one session's */
     int32_t  count, capacity;
 } qe_kv_pages;
 
-qe_status qe_kv_create(const qe_device *device, const qe_hparams *hp, int64_t tokens, qe_kv_cache *out, qe_error *err);
+qe_status qe_kv_create(const qe_device *device, const qe_hparams *hp, int32_t type, int64_t tokens, qe_kv_cache *out,
+                       qe_error *err);
 void      qe_kv_destroy(const qe_device *device, qe_kv_cache *kv);
 bool      qe_kv_reserve(qe_kv_cache *kv, qe_kv_pages *pages, int64_t tokens);    /* false: full, nothing changed */
 void      qe_kv_trim(qe_kv_cache *kv, qe_kv_pages *pages, int64_t tokens);
@@ -127,6 +129,7 @@ struct qe_engine {
     qe_hparams       hp;
     qk_queue         queue;
     int64_t          context, kv_tokens;
+    int32_t          kv_type;
     int32_t          max_sessions, max_batch, head_rows;
     qe_group         embed, output;            /* output.count 0: tied, `embed` is used */
     qe_block         output_norm;

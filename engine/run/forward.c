@@ -201,7 +201,7 @@ static void begin(pass *p, qe_engine *e, qe_error *err) {
                     .table = b->device.table,
                     .ld_table = b->ld_table,
                     .length = b->device.length,
-                    .quant = {.code = QE_CODE_F16, .bits = 16}};
+                    .quant = e->kv.quant};
     p->attention = (qk_attention){.heads = (int32_t)hp->heads,
                                   .kv_heads = (int32_t)hp->kv_heads,
                                   .head_dim = (int32_t)hp->head_dim,

@@ -1,16 +1,19 @@
-/* kv_cache.c -- fp16 keys and values in pages of 64 tokens; a session holds the pages its tokens need. */
+/* kv_cache.c -- fp16 (or fp32) keys and values in pages of 64 tokens; a session holds the pages its tokens need. */
 #include <stdlib.h>
 
 #include "base/check.h"
 #include "run/engine_internal.h"
 
-qe_status qe_kv_create(const qe_device *device, const qe_hparams *hp, int64_t tokens, qe_kv_cache *out, qe_error *err) {
-    uint64_t page = 2 * QE_KV_PAGE_TOKENS * sizeof(uint16_t), bytes;
+qe_status qe_kv_create(const qe_device *device, const qe_hparams *hp, int32_t type, int64_t tokens, qe_kv_cache *out,
+                       qe_error *err) {
+    const uint8_t bits = type == QE_CODE_F32 ? 32 : 16;
+    uint64_t page = 2 * QE_KV_PAGE_TOKENS * (bits / 8), bytes;
     int64_t count = qe_kv_pages_for(tokens);
     bool fits = qe_check_mul(page, (uint64_t)(hp->kv_heads * hp->head_dim), &page) &&
                 qe_check_mul(page, (uint64_t)hp->layers, &bytes) && qe_check_mul(bytes, (uint64_t)count, &bytes);
     if (!fits || count > INT32_MAX)
         return qe_error_set(err, QE_E_OVERFLOW, "a KV cache of %lld tokens is too large", (long long)tokens);
+    out->quant = (qe_quant){.code = (uint8_t)type, .bits = bits};
     out->page_bytes = (int64_t)page;
     out->layers = (int32_t)hp->layers;
     out->count = (int32_t)count;

@@ -38,6 +38,8 @@ typedef struct qe_engine_options {
                                         each weight's type. Float weights always take float inputs. */
     qe_progress  *progress;          /* NULL: none */
     void         *progress_ctx;
+    int32_t       kv_type;           /* of the cache: QE_CODE_F16 (0 too), or F32: twice the memory, for comparisons */
+    int32_t       reserved;          /* 0 */
 } qe_engine_options;
 
 /* Reads, packs and uploads every weight. options may be NULL. On failure *out is NULL. */

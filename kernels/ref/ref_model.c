@@ -1,4 +1,4 @@
-/* ref_model.c -- embedding lookup, rotary embedding with KV append, attention over paged fp16 KV: plain loops in host
+/* ref_model.c -- embedding lookup, rotary embedding with KV append, attention over paged fp16 or fp32 KV: plain loops in host
  * memory, for the reference and for any CPU backend without its own. */
 #include <string.h>
 
@@ -48,13 +48,13 @@ qe_status qk_ref_embed(const qk_weight *table, const int32_t *ids, int64_t m, fl
 }
 
 /* ---- the KV cache ------------------------------------------------------------------------------------------------ */
-/* Keys (values: part 1) of one slot and head. */
-static uint16_t *kv_at(const qk_attention *a, int32_t sequence, int64_t slot, int32_t head, int part) {
+/* Index, in elements of a page's layer, of the keys (values: part 1) of one slot and head; *layer is where that lies. */
+static int64_t kv_at(const qk_attention *a, int32_t sequence, int64_t slot, int32_t head, int part,
+                     void **layer) {
     const qk_kv *kv = a->kv;
     int64_t page = kv->table[sequence * kv->ld_table + slot / kv->page_tokens];
-    char *base = (char *)kv->pages + (page * kv->layers + a->layer) * kv->page_bytes;
-    int64_t at = ((int64_t)(part * a->kv_heads + head) * kv->page_tokens + slot % kv->page_tokens) * a->head_dim;
-    return (uint16_t *)(void *)base + at;
+    *layer = (char *)kv->pages + (page * kv->layers + a->layer) * kv->page_bytes;
+    return ((int64_t)(part * a->kv_heads + head) * kv->page_tokens + slot % kv->page_tokens) * a->head_dim;
 }
 
 static qe_status check_attention(const qk_attention *a, const qk_queue *q, qe_error *err) {
@@ -63,7 +63,8 @@ static qe_status check_attention(const qk_attention *a, const qk_queue *q, qe_er
         return qe_error_set(err, QE_E_ARGUMENT, "attention: %d heads, %d kv heads of %d", a->heads, a->kv_heads,
                             a->head_dim);
     if (!ref_float_type(a->type)) return qe_error_set(err, QE_E_ARGUMENT, "attention: type %d", a->type);
-    if (a->kv->quant.code != QE_CODE_F16) return qe_error_set(err, QE_E_UNSUPPORTED, "attention: KV that is not F16");
+    if (a->kv->quant.code != QE_CODE_F16 && a->kv->quant.code != QE_CODE_F32)
+        return qe_error_set(err, QE_E_UNSUPPORTED, "attention: KV that is neither F16 nor F32");
     return QE_OK;
 }
 
@@ -121,8 +122,9 @@ static void rope_task(void *arg, int32_t index, int32_t count) {
                 for (int32_t i = 0; i < dim; i++) ref_store(r->type, r->qkv, at + i, v[i]);
                 continue;
             }
-            uint16_t *out = kv_at(a, s, slot, kv_head % a->kv_heads, kv_head / a->kv_heads);
-            for (int32_t i = 0; i < dim; i++) out[i] = qe_f32_to_f16(v[i]);
+            void *layer;
+            int64_t to = kv_at(a, s, slot, kv_head % a->kv_heads, kv_head / a->kv_heads, &layer);
+            for (int32_t i = 0; i < dim; i++) ref_store(a->kv->quant.code, layer, to + i, v[i]);
         }
     }
 }
@@ -144,9 +146,10 @@ typedef struct ref_attend {
     size_t              slice;
 } ref_attend;
 
-static float score(const qk_attention *a, const void *q, int64_t at, const uint16_t *key) {
+static float score(const qk_attention *a, int64_t at, const void *keys, int64_t key) {
     float s = 0.0f;
-    for (int32_t i = 0; i < a->head_dim; i++) s = qe_fma(ref_load(a->type, q, at + i), qe_f16_to_f32(key[i]), s);
+    for (int32_t i = 0; i < a->head_dim; i++)
+        s = qe_fma(ref_load(a->type, a->q, at + i), ref_load(a->kv->quant.code, keys, key + i), s);
     s = qe_mul(s, a->scale);
     return a->softcap > 0.0f ? qe_mul(a->softcap, qe_tanh(qe_div(s, a->softcap))) : s;
 }
@@ -157,15 +160,18 @@ static void attend(const qk_attention *a, int64_t row, int32_t head, float *scor
     int64_t last = slot_of(a, s, row), first = a->window && last + 1 > a->window ? last + 1 - a->window : 0;
     float top = -INFINITY, sum = 0.0f, out[MAX_HEAD_DIM] = {0};
     for (int64_t slot = first; slot <= last; slot++) {
-        float v = score(a, a->q, row * a->ldq + (int64_t)head * dim, kv_at(a, s, slot, kv_head, 0));
+        void *layer;
+        int64_t key = kv_at(a, s, slot, kv_head, 0, &layer);
+        float v = score(a, row * a->ldq + (int64_t)head * dim, layer, key);
         scores[slot - first] = v;
         top = v > top ? v : top;
     }
     for (int64_t slot = first; slot <= last; slot++) {
         float p = qe_exp(qe_sub(scores[slot - first], top));
-        const uint16_t *values = kv_at(a, s, slot, kv_head, 1);
+        void *layer;
+        int64_t value = kv_at(a, s, slot, kv_head, 1, &layer);
         sum = qe_add(sum, p);
-        for (int32_t i = 0; i < dim; i++) out[i] = qe_fma(p, qe_f16_to_f32(values[i]), out[i]);
+        for (int32_t i = 0; i < dim; i++) out[i] = qe_fma(p, ref_load(a->kv->quant.code, layer, value + i), out[i]);
     }
     int64_t at = row * a->ldo + (int64_t)head * dim;
     for (int32_t i = 0; i < dim; i++) ref_store(a->type, a->out, at + i, qe_div(out[i], sum));
