@@ -64,7 +64,7 @@ TEST(Sampler, GreedyTakesTheLowestOfEquals) {
     EXPECT_NEAR(logprob, -std::log(4.0), 1e-6);
 }
 
-/* Frequencies of 20,000 draws match the distribution the definition gives, and nothing else is ever drawn. */
+/* Frequencies of 4,000 draws match the distribution the definition gives, and nothing else is ever drawn. */
 TEST(Sampler, DrawsFollowTheFilteredDistribution) {
     qe_test::Random random(3);
     const float temperatures[] = {0.5f, 1.0f, 2.0f}, top_ps[] = {0, 0.3f, 0.9f, 1}, min_ps[] = {0, 0.05f, 0.5f};

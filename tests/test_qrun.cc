@@ -1,0 +1,179 @@
+/* qrun as a user meets it: what it prints where, how it exits, and that it leaves nothing behind when it fails. */
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <thread>
+
+#include "support.h"
+
+namespace {
+
+const std::string program = QE_TEST_BIN "/qrun", model = QE_TEST_DATA "/tiny-llama";
+
+struct Result {
+    int code;                     /* exit code; 256 + signal when killed */
+    std::string out, err;
+};
+
+pid_t start(const std::vector<std::string> &args, const std::string &out, const std::string &err) {
+    pid_t pid = fork();
+    if (pid) return pid;
+    std::vector<char *> argv = {(char *)program.c_str()};
+    for (auto &a : args) argv.push_back((char *)a.c_str());
+    argv.push_back(nullptr);
+    int o = open(out.c_str(), O_CREAT | O_WRONLY | O_TRUNC, 0600), e = open(err.c_str(), O_CREAT | O_WRONLY | O_TRUNC, 0600);
+    if (o < 0 || e < 0 || dup2(o, 1) < 0 || dup2(e, 2) < 0) _exit(99);
+    execv(argv[0], argv.data());
+    _exit(98);
+}
+
+int wait_for(pid_t pid) {
+    int status = 0;
+    waitpid(pid, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 256 + WTERMSIG(status);
+}
+
+class Qrun : public testing::Test {
+protected:
+    void SetUp() override {
+        if (access(program.c_str(), X_OK)) GTEST_SKIP() << program << " was not built (QE_BUILD_PROGRAMS is off, or build all targets)";
+    }
+    Result run(const std::vector<std::string> &args) {
+        std::string out = folder.file("stdout"), err = folder.file("stderr");
+        int code = wait_for(start(args, out, err));
+        return {code, qe_test::read_file(out), qe_test::read_file(err)};
+    }
+    qe_test::TempFolder folder;
+};
+
+size_t lines(const std::string &text) {
+    size_t n = 0;
+    for (char c : text) n += c == '\n';
+    return n;
+}
+
+TEST_F(Qrun, TextOnStdoutSpeedOnStderr) {
+    Result r = run({"-m", model, "-p", "In the beginning", "-n", "12"});
+    EXPECT_EQ(r.code, 0) << r.err;
+    EXPECT_GT(r.out.size(), 5u);
+    EXPECT_EQ(r.out.find("tok/s"), std::string::npos);
+    EXPECT_NE(r.err.find("tok/s"), std::string::npos);
+    Result again = run({"-m", model, "-p", "In the beginning", "-n", "12", "--threads", "1", "--quiet"});
+    EXPECT_EQ(again.out, r.out);
+    EXPECT_EQ(again.err, "");
+    const std::vector<std::string> sampled = {"-m", model, "-p", "In", "-n", "12", "--temp", "1.2", "--top-k", "40", "--seed", "3"};
+    EXPECT_EQ(run(sampled).out, run(sampled).out);
+}
+
+TEST_F(Qrun, UsageErrorsExitTwoWithOneLine) {
+    const std::vector<std::string> cases[] = {
+        {},
+        {"-m", model},
+        {"-m"},
+        {"-p", "x"},
+        {"-m", model, "-p", "x", "--nonsense"},
+        {"-m", model, "-p", "x", "-n", "0"},
+        {"-m", model, "-p", "x", "-n", "many"},
+        {"-m", model, "-p", "x", "--temp", "-1"},
+        {"-m", model, "-p", "x", "--top-p", "2"},
+        {"-m", model, "-p", "x", "--backend", "abacus"},
+        {"-m", model, "-p", "x", "-f", "y"},
+        {"-m", model, "--logits", "out"},
+        {"-m", model, "--inspect", "--perplexity", "y"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        Result r = run(cases[i]);
+        EXPECT_EQ(r.code, 2) << "case " << i;
+        EXPECT_EQ(lines(r.err), 1u) << "case " << i << ": " << r.err;
+        EXPECT_EQ(r.out, "") << "case " << i;
+    }
+}
+
+TEST_F(Qrun, FailuresExitOneWithOneLineAndNoFiles) {
+    std::string weights = qe_test::read_file(model + "/model.safetensors");
+    ASSERT_GT(weights.size(), 100000u);
+    std::string config = qe_test::read_file(model + "/config.json");
+    folder.write("config.json", config);
+    std::string cut = folder.write("cut.safetensors", weights.substr(0, weights.size() / 2));
+    std::string junk = folder.write("junk.gguf", "this is no model at all, whatever its name says");
+    std::string empty = folder.write("empty.gguf", "");
+    std::string text = folder.write("text.txt", "In the beginning");
+    std::string out = folder.file("logits.f32"), missing = folder.file("nowhere");
+    const struct {
+        std::vector<std::string> args;
+        const char *says;
+    } cases[] = {
+        {{"-m", missing, "-p", "x"}, "nowhere"},
+        {{"-m", cut, "-p", "x"}, "QE_E_TRUNCATED"},
+        {{"-m", junk, "-p", "x"}, "QE_E_MAGIC"},
+        {{"-m", empty, "-p", "x"}, "QE_E_"},
+        {{"-m", missing, "--inspect"}, "nowhere"},
+        {{"-m", model, "-f", missing}, "nowhere"},
+        {{"-m", model, "--perplexity", missing}, "nowhere"},
+        {{"-m", model, "--logits", out, "-f", missing}, "nowhere"},
+        {{"-m", model, "--logits", folder.file("no/such/folder"), "-f", text}, "cannot create"},
+        {{"-m", model, "-p", "x", "--context", "100000"}, "QE_E_ARGUMENT"},
+        {{"-m", model, "-p", "one two three four five six", "--context", "3"}, "QE_E_CAPACITY"},
+    };
+    for (const auto &c : cases) {
+        Result r = run(c.args);
+        EXPECT_EQ(r.code, 1) << c.args[1] << ": " << r.err;
+        EXPECT_EQ(lines(r.err), 1u) << r.err;
+        EXPECT_NE(r.err.find(c.says), std::string::npos) << r.err;
+        EXPECT_EQ(r.out, "");
+        EXPECT_NE(access(out.c_str(), F_OK), 0) << "left behind";
+    }
+}
+
+TEST_F(Qrun, LogitsFileHoldsEveryPosition) {
+    std::string text = folder.write("text.txt", "In the beginning God created the heaven and the earth.");
+    std::string out = folder.file("logits.f32");
+    Result r = run({"-m", model, "--logits", out, "-f", text});
+    EXPECT_EQ(r.code, 0) << r.err;
+    EXPECT_EQ(r.out, "");
+    size_t tokens = 0, vocab = 0;
+    ASSERT_EQ(sscanf(r.err.c_str(), "%zu tokens, %zu logits each", &tokens, &vocab), 2) << r.err;
+    EXPECT_EQ(qe_test::read_file(out).size(), tokens * vocab * 4);
+    EXPECT_GT(tokens, 8u);
+}
+
+TEST_F(Qrun, PerplexityIsFarBelowUniform) {
+    std::string text = folder.write("text.txt", qe_test::read_file(QE_TEST_DATA "/heldout.txt").substr(0, 3000));
+    Result r = run({"-m", model, "--perplexity", text});
+    EXPECT_EQ(r.code, 0) << r.err;
+    double perplexity = 0;
+    size_t tokens = 0;
+    ASSERT_EQ(sscanf(r.out.c_str(), "perplexity %lf over %zu tokens", &perplexity, &tokens), 2) << r.out;
+    EXPECT_GT(tokens, 512u);                  /* more than one window */
+    EXPECT_GT(perplexity, 1.0);
+    EXPECT_LT(perplexity, 1024 / 4.0);
+}
+
+TEST_F(Qrun, InspectListsEveryTensor) {
+    Result r = run({"-m", model, "--inspect"});
+    EXPECT_EQ(r.code, 0) << r.err;
+    EXPECT_NE(r.out.find("model.layers.0.self_attn.q_proj.weight"), std::string::npos);
+    EXPECT_NE(r.out.find("bits per weight"), std::string::npos);
+}
+
+TEST_F(Qrun, InterruptExits130WithOneLine) {
+    std::string text = folder.write("text.txt", qe_test::read_file(QE_TEST_DATA "/heldout.txt"));
+    std::string out = folder.file("logits.f32"), err = folder.file("err");
+    /* Longer than the model's context many times over, so that it runs until it is stopped. */
+    std::string long_text;
+    for (int i = 0; i < 200; i++) long_text += qe_test::read_file(text);
+    std::string path = folder.write("long.txt", long_text);
+    pid_t pid = start({"-m", model, "--perplexity", path}, folder.file("o"), err);
+    std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+    kill(pid, SIGINT);
+    auto before = std::chrono::steady_clock::now();
+    EXPECT_EQ(wait_for(pid), 130);
+    EXPECT_LT(std::chrono::steady_clock::now() - before, std::chrono::seconds(20));
+    std::string said = qe_test::read_file(err);
+    EXPECT_EQ(said, "qrun: interrupted\n");
+}
+
+}  // namespace
