@@ -38,7 +38,9 @@ function(qe_add_shared_library)
     qe_link_objects(qengine)
     target_include_directories(qengine PUBLIC
         $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
-    target_link_options(qengine PRIVATE $<$<NOT:$<BOOL:${QE_SANITIZE}>>:-Wl,--no-undefined>)
+    if(NOT QE_SANITIZE) # a sanitizer's run time is found only when a program is linked
+        target_link_options(qengine PRIVATE -Wl,--no-undefined)
+    endif()
     set_target_properties(qengine PROPERTIES VERSION ${PROJECT_VERSION}
         SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR} LINKER_LANGUAGE CXX)
 endfunction()

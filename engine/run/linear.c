@@ -199,7 +199,8 @@ static qe_qtensor rows_of(const qe_qtensor *t, int64_t row, int64_t n) {
     out.zeros = advance(t->zeros, g, groups(t->k, q->group_k), qe_num_bytes(q->zero_num));
     out.super = advance(t->super, s, groups(t->k, q->super_k), qe_num_bytes(q->super));
     out.zero_super = advance(t->zero_super, s, groups(t->k, q->super_k), qe_num_bytes(q->super));
-    out.lut = advance(t->lut, qk_group_row(t->first_row, row, q->lut_n), 1 << q->bits, sizeof(float));
+    if (t->lut)
+        out.lut = advance(t->lut, qk_group_row(t->first_row, row, q->lut_n), (int64_t)1 << q->bits, sizeof(float));
     out.first_row = t->first_row + row;
     out.n = n;
     return out;
