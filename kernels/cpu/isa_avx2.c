@@ -3,8 +3,9 @@
 #define V_AVX2
 #include "gemm_body.h"
 #include "ops_body.h"
+#include "attention_body.h"
 
-const panel_isa panel_isa_avx2 = {"avx2", V_BIAS8, V_MAX_ROWS, kernel_find, prepare_row};
+const panel_isa panel_isa_avx2 = {"avx2", V_BIAS8, V_MAX_ROWS, kernel_find, prepare_row, attend_head};
 #else
 typedef int not_built_here;
 #endif

@@ -5,5 +5,6 @@
 #endif
 #include "gemm_body.h"
 #include "ops_body.h"
+#include "attention_body.h"
 
-const panel_isa panel_isa_portable = {"portable", V_BIAS8, V_MAX_ROWS, kernel_find, prepare_row};
+const panel_isa panel_isa_portable = {"portable", V_BIAS8, V_MAX_ROWS, kernel_find, prepare_row, attend_head};

@@ -56,6 +56,8 @@ typedef struct panel_isa {
     panel_kernel *(*kernel)(const panel_format *format, int32_t rows);
     /* One token of prepare() in its common form; `scratch` holds k floats. */
     void (*prepare_row)(const qk_prepare *a, int64_t token, float *scratch);
+    /* Attention of one row and head whose own key lies in `slot`; `scores` holds max_length floats. */
+    void (*attend_head)(const qk_attention *a, int32_t sequence, int64_t row, int32_t head, int64_t slot, float *scores);
 } panel_isa;
 
 extern const panel_isa panel_isa_portable;
@@ -68,5 +70,6 @@ const panel_isa *panel_isa_of(uint32_t isa);
 extern const qk_layout cpu_layout_panel;
 extern const qk_row cpu_row_panel;
 qe_status cpu_prepare(const qk_prepare *a, const qk_queue *q, qe_error *err);
+qe_status cpu_attention(const qk_attention *a, const qk_queue *q, qe_error *err);
 bool panel_format_of(const qk_shape *shape, panel_format *out, qk_why *why);
 #endif
