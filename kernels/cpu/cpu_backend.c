@@ -1,54 +1,17 @@
-/* The CPU backend: panels where the descriptor has them, else the canonical rows of the reference; host memory. */
+/* The CPU backend: panels where the descriptor has them, else decoded bands; host memory. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "panel.h"
+#include "decoded.h"
 
-/* ---- the last layout: takes every descriptor, through the reference's own table -----------------------------------
- */
-static const qk_layout *plain(void) {
-    return qk_ref_backend.layouts[0];
+void cpu_parallel(const qk_queue *q, qk_task *task, void *arg, int32_t count) {
+    if (q->parallel && count > 1) {
+        q->parallel(q->pool, task, arg, count);
+        return;
+    }
+    for (int32_t i = 0; i < count; i++) task(arg, i, count);
 }
 
-static bool any_supports(const qk_device *d, const qk_shape *s, qk_why *why) {
-    return plain()->supports(d, s, why);
-}
-static size_t any_head_bytes(const qk_shape *s) {
-    return plain()->head_bytes(s);
-}
-static size_t any_band_bytes(const qk_shape *s) {
-    return plain()->band_bytes(s);
-}
-static void any_pack_head(const qk_shape *s, const qe_qtensor *t, void *head) {
-    plain()->pack_head(s, t, head);
-}
-static void any_pack(const qk_shape *s, const qe_qtensor *t, void *dst) {
-    plain()->pack(s, t, dst);
-}
-static void any_unpack(const qk_shape *s, const void *head, const void *src, qe_qtensor *t) {
-    plain()->unpack(s, head, src, t);
-}
-static void any_row(const qk_shape *s, const void *head, const void *src, int32_t row, float *w) {
-    plain()->row(s, head, src, row, w);
-}
-enum { ANY_BAND_ROWS = 16 }; /* the reference's, checked by the backend's tests */
-static const qk_layout layout_any = {
-    "cpu/any",     1,        ANY_BAND_ROWS, any_supports, any_head_bytes, any_band_bytes,
-    any_pack_head, any_pack, any_unpack,    any_row};
-
-static bool any_row_supports(const qk_device *d, const qk_gemm *g, qk_why *why) {
-    return qk_ref_backend.rows[0]->supports(d, g, why);
-}
-static void any_plan(const qk_device *d, const qk_gemm *g, qk_plan *out) {
-    qk_ref_backend.rows[0]->plan(d, g, out);
-}
-static qe_status any_run(const qk_plan *p, const qk_gemm_args *a, const qk_queue *q, qe_error *err) {
-    return qk_ref_backend.rows[0]->run(p, a, q, err);
-}
-static const qk_row row_any = {"cpu/any", &layout_any, any_row_supports, any_plan, any_run};
-
-/* ---- device -------------------------------------------------------------------------------------------------------
- */
 static int32_t count(void) {
     return 1;
 }
@@ -91,8 +54,8 @@ static size_t x_bytes(const qk_device *device, const qk_shape *next, int64_t m, 
     return qk_plain_x_bytes(next, m, float_type, 32, out);
 }
 
-static const qk_layout *const layouts[] = {&cpu_layout_panel, &layout_any, NULL};
-static const qk_row *const rows[] = {&cpu_row_panel, &row_any, NULL};
+static const qk_layout *const layouts[] = {&cpu_layout_panel, &cpu_layout_decoded, NULL};
+static const qk_row *const rows[] = {&cpu_row_panel, &cpu_row_decoded, NULL};
 
 const qk_backend qk_cpu_backend = {
     .name = "cpu",

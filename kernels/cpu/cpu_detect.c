@@ -1,5 +1,5 @@
 /* Which instruction sets this machine and its operating system offer. */
-#include "panel.h"
+#include "decoded.h"
 
 uint32_t cpu_isa(void) {
     uint32_t isa = 0;
@@ -23,4 +23,13 @@ const panel_isa *panel_isa_of(uint32_t isa) {
 #endif
     (void)isa;
     return &panel_isa_portable;
+}
+
+const decoded_isa *decoded_isa_of(uint32_t isa) {
+#if defined(__x86_64__)
+    if (isa & QK_ISA_VNNI512) return &decoded_isa_avx512;
+    if (isa & QK_ISA_AVX2) return &decoded_isa_avx2;
+#endif
+    (void)isa;
+    return &decoded_isa_portable;
 }

@@ -1,18 +1,17 @@
 /* The row that runs panels: activations cut into tiles of R rows once a call, panels split over the threads by position
- * alone, then the last steps (bias, activation, gate, residual, type). */
+ * alone. */
 #include <limits.h>
 #include <string.h>
 #include <qengine/num.h>
-#include "panel.h"
+#include "finish.h"
 
 enum { SWEEP_BYTES = 256 * 1024 }; /* of activations held against one panel: half the L2 of small cores */
 
 typedef struct panel_job {
-    const qk_gemm_args *args;
+    finish_job finish;
     const panel_isa *isa;
     panel_format format;
-    int32_t y_type, act, tiles, groups, spans, units;
-    uint32_t flags;
+    int32_t tiles, groups, spans, units;
     size_t q_bytes, init_bytes, pair_bytes, tile_bytes;
 } panel_job;
 
@@ -39,12 +38,12 @@ static int32_t height_of(const panel_isa *isa, const panel_format *f, int32_t ro
 }
 
 static int32_t tile_rows(const panel_job *j, int32_t tile) {
-    int64_t left = j->args->x.m - (int64_t)tile * j->isa->max_rows;
+    int64_t left = j->finish.args->x.m - (int64_t)tile * j->isa->max_rows;
     return left < j->isa->max_rows ? (int32_t)left : j->isa->max_rows;
 }
 
 static void tile_point(const panel_job *j, int32_t tile, panel_tile *t) {
-    char *at = (char *)j->args->workspace + (size_t)tile * j->tile_bytes;
+    char *at = (char *)j->finish.args->workspace + (size_t)tile * j->tile_bytes;
     t->format = &j->format;
     t->q = (const int8_t *)at;
     t->init = (const int32_t *)(const void *)(at + j->q_bytes);
@@ -55,7 +54,7 @@ static void tile_point(const panel_job *j, int32_t tile, panel_tile *t) {
 /* One row of x into column r of a tile of R rows. */
 static void fill_row(const panel_job *j, const int8_t *x, const float *scales, int32_t r, int32_t R, char *at) {
     const panel_format *f = &j->format;
-    int64_t k = j->args->w->shape.k, padded = (int64_t)f->blocks * f->block;
+    int64_t k = j->finish.args->w->shape.k, padded = (int64_t)f->blocks * f->block;
     int32_t *q = (int32_t *)(void *)at, *init = (int32_t *)(void *)(at + j->q_bytes);
     int16_t *pairs = (int16_t *)(void *)(at + j->q_bytes + j->init_bytes);
     float *scale = (float *)(void *)(at + j->q_bytes + j->init_bytes + j->pair_bytes);
@@ -78,10 +77,10 @@ static void fill_row(const panel_job *j, const int8_t *x, const float *scales, i
 
 static void fill_task(void *arg, int32_t index, int32_t count) {
     const panel_job *j = arg;
-    const qk_x *x = &j->args->x;
+    const qk_x *x = &j->finish.args->x;
     int64_t first = (int64_t)j->tiles * index / count, last = (int64_t)j->tiles * (index + 1) / count;
     for (int64_t tile = first; tile < last; tile++) {
-        char *at = (char *)j->args->workspace + (size_t)tile * j->tile_bytes;
+        char *at = (char *)j->finish.args->workspace + (size_t)tile * j->tile_bytes;
         int32_t rows = tile_rows(j, (int32_t)tile), R = height_of(j->isa, &j->format, rows);
         for (int32_t r = 0; r < R; r++) {
             int64_t row = tile * j->isa->max_rows + r;
@@ -92,61 +91,9 @@ static void fill_task(void *arg, int32_t index, int32_t count) {
     }
 }
 
-static float activate(int32_t act, float v) {
-    switch (act) {
-    case QK_ACT_SILU:
-        return qe_silu(v);
-    case QK_ACT_GELU:
-        return qe_gelu(v);
-    case QK_ACT_GELU_TANH:
-        return qe_gelu_tanh(v);
-    case QK_ACT_RELU2:
-        return v > 0.0f ? qe_mul(v, v) : 0.0f;
-    default:
-        return v;
-    }
-}
-
-static float load(int32_t type, const void *p, int64_t i) {
-    if (type == QE_CODE_F16) return qe_f16_to_f32(((const uint16_t *)p)[i]);
-    if (type == QE_CODE_BF16) return qe_bf16_to_f32(((const uint16_t *)p)[i]);
-    return ((const float *)p)[i];
-}
-
-static void store(int32_t type, void *p, int64_t i, float v) {
-    if (type == QE_CODE_F16)
-        ((uint16_t *)p)[i] = qe_f32_to_f16(v);
-    else if (type == QE_CODE_BF16)
-        ((uint16_t *)p)[i] = qe_f32_to_bf16(v);
-    else
-        ((float *)p)[i] = v;
-}
-
-/* Outputs of one token from column `first` on. */
-static void finish_row(const panel_job *j, int64_t token, int64_t first, float *v) {
-    const qk_gemm_args *a = j->args;
-    int64_t n = a->w->shape.n, count = n - first < PANEL_COLUMNS ? n - first : PANEL_COLUMNS;
-    if (a->bias)
-        for (int64_t c = 0; c < count; c++) v[c] += a->bias[first + c];
-    if (j->flags & QK_GEMM_GATED) {
-        count /= 2;
-        first /= 2;
-        for (int64_t c = 0; c < count; c++) v[c] = activate(j->act, v[2 * c]) * v[2 * c + 1];
-    } else if (j->act) {
-        for (int64_t c = 0; c < count; c++) v[c] = activate(j->act, v[c]);
-    }
-    if (a->residual)
-        for (int64_t c = 0; c < count; c++) v[c] += load(j->y_type, a->residual, token * a->ldr + first + c);
-    if (j->y_type == QE_CODE_F32) {
-        memcpy((float *)a->y + token * a->ldy + first, v, (size_t)count * sizeof *v);
-        return;
-    }
-    for (int64_t c = 0; c < count; c++) store(j->y_type, a->y, token * a->ldy + first + c, v[c]);
-}
-
 static void run_task(void *arg, int32_t index, int32_t count) {
     const panel_job *j = arg;
-    const qk_shape *s = &j->args->w->shape;
+    const qk_shape *s = &j->finish.args->w->shape;
     const panel_format *f = &j->format;
     int64_t panels = (s->n + PANEL_COLUMNS - 1) / PANEL_COLUMNS;
     int64_t first = panels * index / count, last = panels * (index + 1) / count;
@@ -161,14 +108,14 @@ static void run_task(void *arg, int32_t index, int32_t count) {
     for (int32_t begin = 0; begin < j->tiles; begin += sweep) {
         int32_t end = begin + sweep < j->tiles ? begin + sweep : j->tiles;
         for (int64_t panel = first; panel < last; panel++) {
-            t.panel = (const uint8_t *)j->args->w->blob + (size_t)panel * f->panel_bytes;
+            t.panel = (const uint8_t *)j->finish.args->w->blob + (size_t)panel * f->panel_bytes;
             for (int32_t tile = begin; tile < end; tile++) {
                 int32_t rows = tile_rows(j, tile);
                 t.ahead = tile == begin;
                 tile_point(j, tile, &t);
                 j->isa->kernel(f, height_of(j->isa, f, rows))(&t);
                 for (int32_t r = 0; r < rows; r++)
-                    finish_row(j, (int64_t)tile * j->isa->max_rows + r, panel * PANEL_COLUMNS, y + r * PANEL_COLUMNS);
+                    finish_row(&j->finish, (int64_t)tile * j->isa->max_rows + r, panel * PANEL_COLUMNS, y + r * PANEL_COLUMNS);
             }
         }
     }
@@ -176,10 +123,7 @@ static void run_task(void *arg, int32_t index, int32_t count) {
 
 static bool panel_row_supports(const qk_device *device, const qk_gemm *g, qk_why *why) {
     (void)device;
-    if (g->y_type != QE_CODE_F32 && g->y_type != QE_CODE_F16 && g->y_type != QE_CODE_BF16)
-        return qk_no(why, "panels have no requantized output");
-    if (g->flags & QK_GEMM_GATED && g->w.n % 2) return qk_no(why, "gated with an odd n");
-    return true;
+    return finish_supports(g, why);
 }
 
 static void panel_plan(const qk_device *device, const qk_gemm *g, qk_plan *out) {
@@ -188,31 +132,16 @@ static void panel_plan(const qk_device *device, const qk_gemm *g, qk_plan *out) 
     j.isa = panel_isa_of(device->isa);
     if (!panel_format_of(&g->w, &j.format, NULL)) return;
     job_sizes(&j, &g->w, g->m);
-    out->block = (uint32_t)(device->units > 0 ? device->units : 1);
-    out->grid[0] = (uint32_t)g->y_type;
-    out->grid[1] = (uint32_t)g->act;
-    out->grid[2] = g->flags;
+    finish_plan(device, g, out);
     out->workspace_bytes = j.tile_bytes * (size_t)j.tiles;
-}
-
-static void parallel(const qk_queue *q, qk_task *task, void *arg, int32_t count) {
-    if (q->parallel && count > 1)
-        q->parallel(q->pool, task, arg, count);
-    else
-        for (int32_t i = 0; i < count; i++) task(arg, i, count);
 }
 
 static qe_status panel_run(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
     const qk_shape *s = &args->w->shape;
     panel_job j;
     memset(&j, 0, sizeof j);
-    j.args = args;
+    QE_TRY(finish_begin(plan, args, &j.finish, err));
     j.isa = panel_isa_of(queue->device->isa);
-    j.y_type = (int32_t)plan->grid[0];
-    j.act = (int32_t)plan->grid[1];
-    j.flags = plan->grid[2];
-    if (args->ldy < (j.flags & QK_GEMM_GATED ? s->n / 2 : s->n))
-        return qe_error_set(err, QE_E_ARGUMENT, "ldy is %lld for n %lld", (long long)args->ldy, (long long)s->n);
     if (args->x.quant.code != QE_CODE_INT || args->x.packing || !args->x.scales)
         return qe_error_set(err, QE_E_ARGUMENT, "x is not prepared as the weight asks");
     if (!panel_format_of(s, &j.format, NULL)) return qe_error_set(err, QE_E_ARGUMENT, "not a panel weight");
@@ -220,8 +149,8 @@ static qe_status panel_run(const qk_plan *plan, const qk_gemm_args *args, const 
     if ((uint64_t)j.tiles * j.tile_bytes > plan->workspace_bytes)
         return qe_error_set(err, QE_E_ARGUMENT, "m %lld is more than planned", (long long)args->x.m);
     int32_t units = (int32_t)plan->block;
-    parallel(queue, fill_task, &j, j.tiles > units ? units : 1);
-    parallel(queue, run_task, &j, units);
+    cpu_parallel(queue, fill_task, &j, j.tiles > units ? units : 1);
+    cpu_parallel(queue, run_task, &j, units);
     return QE_OK;
 }
 

@@ -69,6 +69,7 @@ const panel_isa *panel_isa_of(uint32_t isa);
 
 extern const qk_layout cpu_layout_panel;
 extern const qk_row cpu_row_panel;
+void cpu_parallel(const qk_queue *q, qk_task *task, void *arg, int32_t count);   /* in place without a pool */
 qe_status cpu_prepare(const qk_prepare *a, const qk_queue *q, qe_error *err);
 qe_status cpu_attention(const qk_attention *a, const qk_queue *q, qe_error *err);
 bool panel_format_of(const qk_shape *shape, panel_format *out, qk_why *why);

@@ -44,6 +44,18 @@ INLINE vf vf_from(vi v) { return _mm256_cvtepi32_ps(v); }
 INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
 INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
+INLINE vf vf_brain(const uint8_t *p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+}
+INLINE vi vi_field(vi v, int right, int mask) {   /* dwords: (v >> right) & mask */
+    return _mm256_and_si256(_mm256_srl_epi32(v, _mm_cvtsi32_si128(right)), _mm256_set1_epi32(mask));
+}
+INLINE vf vf_gather(const float *table, vi i) { return _mm256_i32gather_ps(table, i, 4); }
+INLINE vf vf_lookup16(const float *table, vi i) {
+    vf low = _mm256_permutevar8x32_ps(vf_load(table), i), high = _mm256_permutevar8x32_ps(vf_load(table + 8), i);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));
+}
 INLINE vi dot_small(vi part, vi w, vi x) { return _mm256_add_epi16(part, _mm256_maddubs_epi16(w, x)); }
 INLINE vi dot_flush(vi acc, vi part) { return vi_madd16(acc, part, _mm256_set1_epi16(1)); }
 INLINE vi dot_eight(vi acc, vi w, vi x) {   /* |w| * (x with w's sign): 2 * 128 * 127 fits int16 */
@@ -93,6 +105,15 @@ INLINE vf vf_from(vi v) { return _mm512_cvtepi32_ps(v); }
 INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
 INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+INLINE vf vf_brain(const uint8_t *p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+INLINE vi vi_field(vi v, int right, int mask) {
+    return _mm512_and_si512(_mm512_srl_epi32(v, _mm_cvtsi32_si128(right)), _mm512_set1_epi32(mask));
+}
+INLINE vf vf_gather(const float *table, vi i) { return _mm512_i32gather_ps(i, table, 4); }
+INLINE vf vf_lookup16(const float *table, vi i) { return _mm512_permutexvar_ps(i, vf_load(table)); }
 INLINE void v_prefetch(const uint8_t *p) {
     _mm_prefetch((const char *)p + 8192, _MM_HINT_T1);
     _mm_prefetch((const char *)p + 2048, _MM_HINT_T0);
@@ -146,6 +167,16 @@ INLINE vf vf_from(vi v) { EACH_LANE(vf, (float)v.v[i]); }
 INLINE vf vf_add(vf a, vf b) { EACH_LANE(vf, a.v[i] + b.v[i]); }
 INLINE vf vf_mul(vf a, vf b) { EACH_LANE(vf, a.v[i] * b.v[i]); }
 INLINE vf vf_fma(vf a, vf b, vf c) { EACH_LANE(vf, fmaf(a.v[i], b.v[i], c.v[i])); }
+INLINE vf vf_sub(vf a, vf b) { EACH_LANE(vf, a.v[i] - b.v[i]); }
+INLINE float lane_brain(const uint8_t *p) {
+    uint16_t h;
+    memcpy(&h, p, sizeof h);
+    return qe_bf16_to_f32(h);
+}
+INLINE vf vf_brain(const uint8_t *p) { EACH_LANE(vf, lane_brain(p + 2 * i)); }
+INLINE vi vi_field(vi v, int right, int mask) { EACH_LANE(vi, (int32_t)((uint32_t)v.v[i] >> right) & mask); }
+INLINE vf vf_gather(const float *table, vi at) { EACH_LANE(vf, table[at.v[i]]); }
+INLINE vf vf_lookup16(const float *table, vi at) { return vf_gather(table, at); }
 INLINE int32_t lane_dot(int32_t acc, uint32_t w, uint32_t x) {
     uint32_t sum = (uint32_t)acc;
     for (int i = 0; i < 32; i += 8) {
