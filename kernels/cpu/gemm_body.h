@@ -8,9 +8,9 @@
 
 enum { NV = PANEL_COLUMNS / V_LANES, HALF = NV / 2, V_BYTES = 4 * V_LANES };
 
-/* Codes of 4 k of the vectors j and j + HALF. `step` counts inside the unit. */
-INLINE void load_step(const int bits, const uint8_t *unit, const int step, int j, vi w[2]) {
-    if (bits == 8) {
+/* Codes of 4 k of the vectors j and j + HALF. `step` counts inside the unit. `wide` panels hold a code in a byte. */
+INLINE void load_step(const int bits, const int wide, const uint8_t *unit, const int step, int j, vi w[2]) {
+    if (bits == 8 || wide) {
         const uint8_t *line = unit + step * 128 + j * V_BYTES;
         w[0] = vi_load(line);
         w[1] = vi_load(line + HALF * V_BYTES);
@@ -34,8 +34,8 @@ INLINE int32_t load_x(const int8_t *q) {
 }
 
 /* acc += the products of one unit. */
-INLINE void unit_dot(const int R, const int P, const int bits, const int steps, const uint8_t *unit, const int8_t *q,
-                     int first, vi acc[V_MAX_ROWS][HALF][2]) {
+INLINE void unit_dot(const int R, const int P, const int bits, const int wide, const int steps, const uint8_t *unit,
+                     const int8_t *q, int first, vi acc[V_MAX_ROWS][HALF][2]) {
 #ifdef V_DIRECT
     const int flush = steps, direct = 1;
 #else
@@ -51,7 +51,7 @@ INLINE void unit_dot(const int R, const int P, const int bits, const int steps, 
 #pragma GCC unroll 2
             for (int p = 0; p < P; p++) {
                 vi w[2];
-                load_step(bits, unit, s, first + p, w);
+                load_step(bits, wide, unit, s, first + p, w);
 #pragma GCC unroll 12
                 for (int r = 0; r < R; r++) {
                     vi x = vi_set1(load_x(q + (s * R + r) * 4));
@@ -110,11 +110,11 @@ INLINE void add_mins(const int R, const int P, const uint8_t *block, const int32
 }
 
 /* Float scales along k (7.4). */
-INLINE void tile_groups(const int R, const int P, const int bits, const panel_scale scale, const panel_tile *t,
-                        int first) {
+INLINE void tile_groups(const int R, const int P, const int bits, const int wide, const panel_scale scale,
+                        const panel_tile *t, int first) {
     const panel_format *format = t->format;
     const int unit = scale == PANEL_Q6K ? 16 : 32, steps = unit / 4;
-    const int unit_bytes = unit * (bits == 8 ? 32 : bits * 4), many = scale == PANEL_Q4K || scale == PANEL_Q6K;
+    const int unit_bytes = unit * (bits == 8 || wide ? 32 : bits * 4), many = scale == PANEL_Q4K || scale == PANEL_Q6K;
     const int groups = scale == PANEL_Q4K ? 8 : scale == PANEL_Q6K ? 16 : 1;
     const int units = many ? 1 : format->group / 32, points = !many && format->points;
     const uint8_t *block = t->panel;
@@ -135,7 +135,7 @@ INLINE void tile_groups(const int R, const int P, const int bits, const panel_sc
                 for (int p = 0; p < P; p++) acc[r][p][0] = acc[r][p][1] = vi_set1(points ? 0 : init[r]);
             for (int u = 0; u < units; u++, at += unit_bytes, q += unit * R) {
                 prefetch_bytes(t, at, unit_bytes);
-                unit_dot(R, P, bits, steps, at, q, first, acc);
+                unit_dot(R, P, bits, wide, steps, at, q, first, acc);
             }
             for (int p = 0; p < P; p++)
                 for (int h = 0; h < 2; h++) {
@@ -178,10 +178,10 @@ INLINE void tile_groups(const int R, const int P, const int bits, const panel_sc
 }
 
 /* int32 over all of k, then the two multiplications of 7.3. A second level multiplies each group's sum. */
-INLINE void tile_integer(const int R, const int P, const int bits, const panel_scale scale, const panel_tile *t,
-                         int first) {
+INLINE void tile_integer(const int R, const int P, const int bits, const int wide, const panel_scale scale,
+                         const panel_tile *t, int first) {
     const panel_format *format = t->format;
-    const int unit_bytes = 32 * (bits == 8 ? 32 : bits * 4), levels = scale == PANEL_INT;
+    const int unit_bytes = 32 * (bits == 8 || wide ? 32 : bits * 4), levels = scale == PANEL_INT;
     const int units = format->block / 32, points = format->points;
     const uint8_t *block = t->panel + PANEL_HEAD;
     const int8_t *q = t->q;
@@ -199,7 +199,7 @@ INLINE void tile_integer(const int R, const int P, const int bits, const panel_s
         }
         for (int u = 0; u < units; u++, at += unit_bytes, q += 32 * R) {
             prefetch_bytes(t, at, unit_bytes);
-            unit_dot(R, P, bits, 8, at, q, first, levels ? group : sum);
+            unit_dot(R, P, bits, wide, 8, at, q, first, levels ? group : sum);
         }
         if (!levels) continue;
         for (int p = 0; p < P; p++)
@@ -224,45 +224,79 @@ INLINE void tile_integer(const int R, const int P, const int bits, const panel_s
         }
 }
 
-INLINE void tile_run(const int R, const int bits, const panel_scale scale, const panel_tile *t) {
+INLINE void tile_run(const int R, const int bits, const int wide, const panel_scale scale, const panel_tile *t) {
     const int P = R <= 2 ? HALF : 1;
     for (int first = 0; first < HALF; first += P) {
-        if (scale == PANEL_CHANNEL || scale == PANEL_INT) tile_integer(R, P, bits, scale, t, first);
-        else tile_groups(R, P, bits, scale, t, first);
+        if (scale == PANEL_CHANNEL || scale == PANEL_INT) tile_integer(R, P, bits, wide, scale, t, first);
+        else tile_groups(R, P, bits, wide, scale, t, first);
     }
 }
 
-/* Stored width and scale kind of every kernel built. */
+/* A panel of narrow codes as one of bytes; everything but the codes is copied. */
+INLINE void widen_units(const int bits, const panel_format *f, const uint8_t *from, uint8_t *to) {
+    const int steps = f->unit / 4;
+    for (int u = 0; u < f->block / f->unit; u++, from += f->unit_bytes, to += f->unit * 32)
+        for (int s = 0; s < steps; s++)
+#pragma GCC unroll 2
+            for (int j = 0; j < HALF; j++) {
+                vi w[2];
+                load_step(bits, 0, from, s, j, w);
+                vi_store(to + s * 128 + j * V_BYTES, w[0]);
+                vi_store(to + s * 128 + (j + HALF) * V_BYTES, w[1]);
+            }
+}
+
+static void widen(const panel_format *f, const uint8_t *panel, const panel_format *wide, uint8_t *out) {
+    if (f->scale == PANEL_CHANNEL || f->scale == PANEL_INT) {
+        memcpy(out, panel, PANEL_HEAD);
+        panel += PANEL_HEAD, out += PANEL_HEAD;
+    }
+    for (int b = 0; b < f->blocks; b++, panel += f->block_bytes, out += wide->block_bytes) {
+        memcpy(out, panel, (size_t)f->scale_bytes);
+        const uint8_t *from = panel + f->scale_bytes;
+        uint8_t *to = out + f->scale_bytes;
+        if (f->bits == 4) widen_units(4, f, from, to);
+        if (f->bits == 5) widen_units(5, f, from, to);
+        if (f->bits == 6) widen_units(6, f, from, to);
+    }
+}
+
+/* Stored width and scale kind of every kernel built, and whether for wide panels. */
 #define KERNEL_LIST(X, R)                                                                                            \
-    X(R, 4, PANEL_CHANNEL) X(R, 8, PANEL_CHANNEL) X(R, 4, PANEL_INT) X(R, 8, PANEL_INT) X(R, 4, PANEL_F16)           \
-    X(R, 5, PANEL_F16) X(R, 8, PANEL_F16) X(R, 4, PANEL_F32) X(R, 8, PANEL_F32) X(R, 4, PANEL_Q4K) X(R, 6, PANEL_Q6K)
+    X(R, 4, PANEL_CHANNEL, 0) X(R, 8, PANEL_CHANNEL, 0) X(R, 4, PANEL_INT, 0) X(R, 8, PANEL_INT, 0)                  \
+    X(R, 4, PANEL_F16, 0) X(R, 5, PANEL_F16, 0) X(R, 8, PANEL_F16, 0) X(R, 4, PANEL_F32, 0) X(R, 8, PANEL_F32, 0)    \
+    X(R, 4, PANEL_Q4K, 0) X(R, 6, PANEL_Q6K, 0)
+#define WIDE_LIST(X, R)                                                                                              \
+    X(R, 4, PANEL_CHANNEL, 1) X(R, 4, PANEL_INT, 1) X(R, 4, PANEL_F16, 1) X(R, 5, PANEL_F16, 1)                      \
+    X(R, 4, PANEL_F32, 1) X(R, 4, PANEL_Q4K, 1) X(R, 6, PANEL_Q6K, 1)
 #if defined(V_AVX2)
-#define HEIGHT_LIST(X) KERNEL_LIST(X, 1) KERNEL_LIST(X, 2) KERNEL_LIST(X, 4)
+#define HEIGHT_LIST(X) KERNEL_LIST(X, 1) KERNEL_LIST(X, 2) KERNEL_LIST(X, 4) WIDE_LIST(X, 4)
 #elif !defined(V_AVX512)
-#define HEIGHT_LIST(X) KERNEL_LIST(X, 1) KERNEL_LIST(X, 4)
+#define HEIGHT_LIST(X) KERNEL_LIST(X, 1) KERNEL_LIST(X, 4) WIDE_LIST(X, 4)
 #else
 #define HEIGHT_LIST(X)                                                                                               \
-    KERNEL_LIST(X, 1) KERNEL_LIST(X, 2) KERNEL_LIST(X, 4) KERNEL_LIST(X, 8) KERNEL_LIST(X, 12)
+    KERNEL_LIST(X, 1) KERNEL_LIST(X, 2) KERNEL_LIST(X, 4) KERNEL_LIST(X, 8) KERNEL_LIST(X, 12) WIDE_LIST(X, 12)
 #endif
 
-#define KERNEL(R, bits, scale)                                                                                       \
-    static __attribute__((noinline)) void kernel_##R##_##bits##_##scale(const panel_tile *t) {                       \
-        tile_run(R, bits, scale, t);                                                                                 \
+#define KERNEL(R, bits, scale, wide)                                                                                 \
+    static __attribute__((noinline)) void kernel_##R##_##bits##_##scale##_##wide(const panel_tile *t) {              \
+        tile_run(R, bits, wide, scale, t);                                                                           \
     }
 HEIGHT_LIST(KERNEL)
 
 static const struct {
-    int32_t rows, bits;
+    int32_t rows, bits, wide;
     panel_scale scale;
     panel_kernel *run;
 } kernels[] = {
-#define ENTRY(R, bits, scale) {R, bits, scale, kernel_##R##_##bits##_##scale},
+#define ENTRY(R, bits, scale, wide) {R, bits, wide, scale, kernel_##R##_##bits##_##scale##_##wide},
     HEIGHT_LIST(ENTRY)
 };
 
 static panel_kernel *kernel_find(const panel_format *format, int32_t rows) {
     for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++)
-        if (kernels[i].rows == rows && kernels[i].bits == format->bits && kernels[i].scale == format->scale)
+        if (kernels[i].rows == rows && kernels[i].bits == format->bits && kernels[i].scale == format->scale &&
+            kernels[i].wide == format->wide)
             return kernels[i].run;
     return NULL;
 }

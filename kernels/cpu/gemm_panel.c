@@ -5,13 +5,16 @@
 #include <qengine/num.h>
 #include "finish.h"
 
-enum { SWEEP_BYTES = 256 * 1024 }; /* of activations held against one panel: half the L2 of small cores */
+enum {
+    SWEEP_BYTES = 256 * 1024,   /* of activations held against one panel: half the L2 of small cores */
+    WIDE_TILES = 3              /* from this many tiles on, narrow codes are unpacked once a sweep */
+};
 
 typedef struct panel_job {
     finish_job finish;
     const panel_isa *isa;
-    panel_format format;
-    int32_t tiles, groups, spans, units;
+    panel_format format, wide;
+    int32_t tiles, groups, spans;
     size_t q_bytes, init_bytes, pair_bytes, tile_bytes;
 } panel_job;
 
@@ -28,6 +31,7 @@ static void job_sizes(panel_job *j, const qk_shape *s, int64_t m) {
     j->q_bytes = up((size_t)f->blocks * f->block * rows);
     j->init_bytes = up((size_t)j->groups * rows * 4);
     j->pair_bytes = f->scale == PANEL_Q4K ? up((size_t)f->blocks * 16 * rows) : 0;
+    panel_format_wide(f, &j->wide);
     j->tile_bytes = j->q_bytes + j->init_bytes + j->pair_bytes + up((size_t)j->spans * rows * 4);
 }
 
@@ -42,9 +46,14 @@ static int32_t tile_rows(const panel_job *j, int32_t tile) {
     return left < j->isa->max_rows ? (int32_t)left : j->isa->max_rows;
 }
 
+static bool widened(const panel_job *j, int32_t tiles) { return j->format.bits < 8 && tiles >= WIDE_TILES; }
+
+static size_t work_bytes(const panel_job *j, uint32_t tasks) {
+    return j->tile_bytes * (size_t)j->tiles + (widened(j, j->tiles) ? (size_t)j->wide.panel_bytes * tasks : 0);
+}
+
 static void tile_point(const panel_job *j, int32_t tile, panel_tile *t) {
     char *at = (char *)j->finish.args->workspace + (size_t)tile * j->tile_bytes;
-    t->format = &j->format;
     t->q = (const int8_t *)at;
     t->init = (const int32_t *)(const void *)(at + j->q_bytes);
     t->pairs = (const int32_t *)(const void *)(at + j->q_bytes + j->init_bytes);
@@ -100,6 +109,8 @@ static void run_task(void *arg, int32_t index, int32_t count) {
     int32_t xg = s->act.quant.group_k, sweep = (int32_t)(SWEEP_BYTES / j->tile_bytes);
     if (sweep < 1) sweep = 1;
     float y[PANEL_MAX_ROWS * PANEL_COLUMNS];
+    uint8_t *unpacked = (uint8_t *)j->finish.args->workspace + j->tile_bytes * (size_t)j->tiles +
+                        (size_t)j->wide.panel_bytes * (size_t)index;
     panel_tile t;
     memset(&t, 0, sizeof t);
     t.y = y;
@@ -107,13 +118,19 @@ static void run_task(void *arg, int32_t index, int32_t count) {
     t.chunk = s->chunk_k > 0 && s->chunk_k < s->k ? (int32_t)(s->chunk_k / f->group) : INT_MAX;
     for (int32_t begin = 0; begin < j->tiles; begin += sweep) {
         int32_t end = begin + sweep < j->tiles ? begin + sweep : j->tiles;
+        bool wide = widened(j, end - begin);
         for (int64_t panel = first; panel < last; panel++) {
-            t.panel = (const uint8_t *)j->finish.args->w->blob + (size_t)panel * f->panel_bytes;
+            const uint8_t *packed = (const uint8_t *)j->finish.args->w->blob + (size_t)panel * f->panel_bytes;
+            if (wide) j->isa->widen(f, packed, &j->wide, unpacked);
             for (int32_t tile = begin; tile < end; tile++) {
                 int32_t rows = tile_rows(j, tile);
-                t.ahead = tile == begin;
+                /* A last, lower tile has no wide kernel. */
+                bool full = wide && rows == j->isa->max_rows;
+                t.format = full ? &j->wide : f;
+                t.panel = full ? unpacked : packed;
+                t.ahead = !full && tile == begin;
                 tile_point(j, tile, &t);
-                j->isa->kernel(f, height_of(j->isa, f, rows))(&t);
+                j->isa->kernel(t.format, full ? rows : height_of(j->isa, f, rows))(&t);
                 for (int32_t r = 0; r < rows; r++)
                     finish_row(&j->finish, (int64_t)tile * j->isa->max_rows + r, panel * PANEL_COLUMNS, y + r * PANEL_COLUMNS);
             }
@@ -133,7 +150,7 @@ static void panel_plan(const qk_device *device, const qk_gemm *g, qk_plan *out) 
     if (!panel_format_of(&g->w, &j.format, NULL)) return;
     job_sizes(&j, &g->w, g->m);
     finish_plan(device, g, out);
-    out->workspace_bytes = j.tile_bytes * (size_t)j.tiles;
+    out->workspace_bytes = work_bytes(&j, out->block);
 }
 
 static qe_status panel_run(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
@@ -146,7 +163,7 @@ static qe_status panel_run(const qk_plan *plan, const qk_gemm_args *args, const 
         return qe_error_set(err, QE_E_ARGUMENT, "x is not prepared as the weight asks");
     if (!panel_format_of(s, &j.format, NULL)) return qe_error_set(err, QE_E_ARGUMENT, "not a panel weight");
     job_sizes(&j, s, args->x.m);
-    if ((uint64_t)j.tiles * j.tile_bytes > plan->workspace_bytes)
+    if (work_bytes(&j, plan->block) > plan->workspace_bytes)
         return qe_error_set(err, QE_E_ARGUMENT, "m %lld is more than planned", (long long)args->x.m);
     int32_t units = (int32_t)plan->block;
     cpu_parallel(queue, fill_task, &j, j.tiles > units ? units : 1);

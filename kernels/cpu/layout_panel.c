@@ -31,11 +31,17 @@ static void format_sizes(panel_format *f, int64_t k) {
     static const int32_t scale_bytes[] = {0, 64, 64, 128, 640, 576};
     f->scale_bytes = scale_bytes[f->scale];
     if (f->points && f->scale != PANEL_INT) f->scale_bytes += 64;   /* 32 used: scales stay on their own lines */
-    f->unit_bytes = f->unit * f->bits * 4;
+    f->unit_bytes = f->unit * (f->wide ? 8 : f->bits) * 4;
     f->block_bytes = f->scale_bytes + f->block / f->unit * f->unit_bytes;
     f->blocks = ceil_div(k, f->block);
     int32_t head = f->scale == PANEL_CHANNEL || f->scale == PANEL_INT ? PANEL_HEAD : 0;
     f->panel_bytes = ceil_div((int64_t)head + (int64_t)f->blocks * f->block_bytes, 256) * 256;
+}
+
+void panel_format_wide(const panel_format *f, panel_format *out) {
+    *out = *f;
+    out->wide = 1;
+    format_sizes(out, (int64_t)f->blocks * f->block);
 }
 
 static int32_t stored_bits(int32_t bits) { return bits <= 4 ? 4 : bits == 5 ? 5 : bits == 6 ? 6 : 8; }

@@ -29,6 +29,7 @@ typedef struct panel_format {
     int32_t block;        /* k in one block */
     int32_t points;       /* 1: 8-bit zero points a group; 0: `zero` everywhere */
     int32_t zero;
+    int32_t wide;         /* 1: codes of fewer bits, unpacked to a byte each: 128 bytes a step, as for 8 bits */
     int32_t scale_bytes, unit_bytes, block_bytes, panel_bytes, blocks;
 } panel_format;
 
@@ -54,6 +55,8 @@ typedef struct panel_isa {
     int32_t max_rows;
     /* Kernel of a stored width, scale kind and tile height; NULL where the height is not built. */
     panel_kernel *(*kernel)(const panel_format *format, int32_t rows);
+    /* A panel unpacked to the wide form. */
+    void (*widen)(const panel_format *format, const uint8_t *panel, const panel_format *wide, uint8_t *out);
     /* One token of prepare() in its common form; `scratch` holds k floats. */
     void (*prepare_row)(const qk_prepare *a, int64_t token, float *scratch);
     /* Attention of one row and head whose own key lies in `slot`; `scores` holds max_length floats. */
@@ -73,4 +76,5 @@ void cpu_parallel(const qk_queue *q, qk_task *task, void *arg, int32_t count);  
 qe_status cpu_prepare(const qk_prepare *a, const qk_queue *q, qe_error *err);
 qe_status cpu_attention(const qk_attention *a, const qk_queue *q, qe_error *err);
 bool panel_format_of(const qk_shape *shape, panel_format *out, qk_why *why);
+void panel_format_wide(const panel_format *format, panel_format *out);
 #endif

@@ -23,6 +23,7 @@ enum { V_LANES = 8, V_BIAS8 = 128, V_MAX_ROWS = 4 };
 typedef __m256i vi;
 typedef __m256 vf;
 INLINE vi vi_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+INLINE void vi_store(void *p, vi v) { _mm256_storeu_si256((__m256i *)p, v); }
 INLINE vi vi_set1(int32_t v) { return _mm256_set1_epi32(v); }
 INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 INLINE vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
@@ -75,6 +76,7 @@ enum { V_LANES = 16, V_BIAS8 = 0, V_MAX_ROWS = 12 };
 typedef __m512i vi;
 typedef __m512 vf;
 INLINE vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
+INLINE void vi_store(void *p, vi v) { _mm512_storeu_si512(p, v); }
 INLINE vi vi_set1(int32_t v) { return _mm512_set1_epi32(v); }
 INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 INLINE vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
@@ -133,6 +135,7 @@ INLINE vi vi_load(const void *p) {
     memcpy(&result, p, sizeof result);
     return result;
 }
+INLINE void vi_store(void *p, vi v) { memcpy(p, &v, sizeof v); }
 INLINE vi vi_set1(int32_t v) { EACH_LANE(vi, v); }
 INLINE vi vi_add(vi a, vi b) { EACH_LANE(vi, (int32_t)((uint32_t)a.v[i] + (uint32_t)b.v[i])); }
 INLINE vi vi_sub(vi a, vi b) { EACH_LANE(vi, (int32_t)((uint32_t)a.v[i] - (uint32_t)b.v[i])); }
