@@ -1,6 +1,7 @@
 // engine/base: errors, readers, checked arithmetic, pool, JSON, log.
 #include <atomic>
 #include <cmath>
+#include <random>
 #include <thread>
 
 #include <fcntl.h>
@@ -291,7 +292,33 @@ TEST(Json, ParseTable) {
         {"control character", "{\"a\":\"\n\"}", QE_E_JSON},
         {"text after the end", "{} x", QE_E_JSON},
         {"open string", "{\"a\\", QE_E_JSON},
-        {"bare value", "1", QE_E_JSON},
+        {"bare value", "1", QE_OK},
+        {"only blanks", " \n\t\r", QE_E_JSON},
+        {"byte order mark alone", "\xef\xbb\xbf", QE_E_JSON},
+        {"two documents", "{}{}", QE_E_JSON},
+        {"form feed for a blank", "{\f}", QE_E_JSON},
+        {"integer after a zero", "[01]", QE_E_JSON},
+        {"plus", "[+1]", QE_E_JSON},
+        {"no digit before the point", "[.5]", QE_E_JSON},
+        {"no digit after the point", "[1.]", QE_E_JSON},
+        {"no digit in the exponent", "[1e+]", QE_E_JSON},
+        {"hexadecimal", "[0x10]", QE_E_JSON},
+        {"infinity", "[Infinity]", QE_E_JSON},
+        {"underscore", "[1_000]", QE_E_JSON},
+        {"word in capitals", "[True]", QE_E_JSON},
+        {"word cut", "[tru", QE_E_JSON},
+        {"unknown escape", "[\"\\x41\"]", QE_E_JSON},
+        {"escape cut", "[\"\\u00", QE_E_JSON},
+        {"escape with a wrong digit", "[\"\\u00g0\"]", QE_E_JSON},
+        {"first surrogate alone", "[\"\\ud800\"]", QE_E_JSON},
+        {"first surrogate before a letter", "[\"\\ud800\\u0041\"]", QE_E_JSON},
+        {"second surrogate alone", "[\"\\udc00\"]", QE_E_JSON},
+        {"real beyond double", "[1e999]", QE_E_OVERFLOW},
+        {"one above int64", "[9223372036854775808]", QE_E_OVERFLOW},
+        {"one below int64", "[-9223372036854775809]", QE_E_OVERFLOW},
+        {"400 digits", "[" + std::string(400, '9') + "]", QE_E_OVERFLOW},
+        {"byte FF between values", "[1,\xff]", QE_E_UTF8},
+        {"key of 100 bytes twice", "{\"" + std::string(100, 'k') + "\":1,\"" + std::string(100, 'k') + "\":1}", QE_E_DUPLICATE},
         {"byte FF", "{\"\xff\":1}", QE_E_UTF8},
         {"overlong", "{\"\xc0\x80\":1}", QE_E_UTF8},
         {"surrogate bytes", "{\"\xed\xa0\x80\":1}", QE_E_UTF8},
@@ -316,6 +343,52 @@ TEST(Json, ParseTable) {
         }
         json_decref(root);
     }
+}
+
+// What jansson itself makes of a text, ours makes too: values, order of members, and refusals.
+TEST(Json, EqualsJanssonsOwnReading) {
+    std::mt19937 rng(11);
+    const char *parts[] = {"{", "}", "[", "]", ",", ":", "\"a\"", "\"b\"", "\"\\u00e9\\ud83d\\ude00\\n\"", "\"\xe2\x82\xac/\\/\"",
+                           "1", "-0", "-12.5e-3", "2E+5", "9223372036854775807", "-9223372036854775808", "1e400", "4.9e-324",
+                           "0.1", "true", "false", "null", " ", "\n", "01", "\"", "\\", "x", "\x80", "1e-999"};
+    const char *good[] = {"{\"a\":[1,-0,0.1,-12.5e-3,2E+5,4.9e-324,1.7976931348623157e308,1e-999],\"b\":{\"\":null}}",
+                          "[\"\\u00e9\\ud83d\\ude00\\n\\t\\b\\f\\r\\\\\\/\\\"\",\"\xe2\x82\xac\xf0\x9f\x98\x80\",\"\"]",
+                          "{\"z\":1,\"a\":2,\"m\":{\"z\":[[],{}]}}", " [ 123456789012345678 , -9223372036854775808 ] "};
+    int cases = 0, accepted = 0;
+    auto compare = [&](const std::string &text) {
+        json_error_t fault;
+        json_t *theirs = json_loadb(text.data(), text.size(), JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &fault), *ours = nullptr;
+        qe_error err = {};
+        qe_status status = qe_json_parse(text.data(), text.size(), nullptr, "f", &ours, &err);
+        ASSERT_EQ(status == QE_OK, theirs != nullptr) << text << ": " << err.message << " / " << fault.text;
+        if (theirs) {
+            char *a = json_dumps(theirs, JSON_ENCODE_ANY | JSON_REAL_PRECISION(17)), *b = json_dumps(ours, JSON_ENCODE_ANY | JSON_REAL_PRECISION(17));
+            EXPECT_STREQ(a, b) << text;
+            EXPECT_TRUE(json_equal(ours, theirs)) << text;
+            free(a), free(b);
+            accepted++;
+        } else {
+            EXPECT_LE(err.offset, (int64_t)text.size()) << text;
+            EXPECT_GE(err.offset, 0) << text;
+        }
+        json_decref(theirs), json_decref(ours);
+        cases++;
+    };
+    for (const char *text : good)
+        for (size_t cut = 0; cut <= strlen(text); cut++) compare(std::string(text, cut));
+    for (const char *text : good)        // one byte replaced
+        for (int i = 0; i < 2000; i++) {
+            std::string other = text;
+            other[rng() % other.size()] = (char)rng();
+            compare(other);
+        }
+    for (int i = 0; i < 20000; i++) {
+        std::string text = rng() % 2 ? "[" : "";
+        for (int n = 1 + (int)(rng() % 8); n; n--) text += parts[rng() % (sizeof parts / sizeof *parts)];
+        compare(text + (text[0] == '[' && rng() % 2 ? "]" : ""));
+    }
+    printf("%d texts, %d of them accepted by both\n", cases, accepted);
+    EXPECT_GT(accepted, 1000);
 }
 
 TEST(Json, LimitsAtTheEdge) {

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include <qengine/base.h>
+#include "base/utf8.h"
 
 static const struct {
     qe_status status;
@@ -59,27 +60,13 @@ qe_status qe_error_at(qe_error *err, qe_status status, const char *where, int64_
     return status;
 }
 
-/* Length of the well-formed UTF-8 sequence at p, 0 if there is none (overlong, surrogate, beyond U+10FFFF, cut). */
-static size_t utf8_length(const unsigned char *p, size_t left) {
-    if (p[0] < 0x80) return 1;
-    size_t length = p[0] >= 0xf0 ? 4 : p[0] >= 0xe0 ? 3 : 2;
-    if (p[0] < 0xc2 || p[0] > 0xf4 || left < length) return 0;
-    if (p[0] == 0xe0 && p[1] < 0xa0) return 0;
-    if (p[0] == 0xed && p[1] > 0x9f) return 0;
-    if (p[0] == 0xf0 && p[1] < 0x90) return 0;
-    if (p[0] == 0xf4 && p[1] > 0x8f) return 0;
-    for (size_t i = 1; i < length; i++)
-        if ((p[i] & 0xc0) != 0x80) return 0;
-    return length;
-}
-
 char *qe_escape(const char *text, size_t text_bytes, char *out, size_t out_bytes) {
     if (!out || !out_bytes) return out;
     const unsigned char *p = (const unsigned char *)text;
     size_t used = 0;
     for (size_t i = 0; text && i < text_bytes;) {
         char piece[8];
-        size_t length = utf8_length(p + i, text_bytes - i);
+        size_t length = qe_utf8_length(text + i, text_bytes - i);
         size_t taken = length ? length : 1;
         /* U+0080..U+009F are control characters too: terminals act on them. */
         bool control = p[i] < 0x20 || p[i] == 0x7f || (length == 2 && p[i] == 0xc2 && p[i + 1] < 0xa0);

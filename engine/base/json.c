@@ -1,4 +1,5 @@
-#include "base/json.h"
+/* Limits before the parse, typed members after it. */
+#include "base/json_internal.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +14,7 @@ static size_t skip_string(const char *text, size_t bytes, size_t at) {
     return at < bytes ? at + 1 : bytes;
 }
 
-/* Nesting and outermost members, without judging the grammar: that is jansson's work. */
+/* Nesting and outermost members, without judging the grammar: that is the parser's work. */
 static qe_status scan(const char *text, size_t bytes, const qe_json_limits *limits, const char *where, qe_error *err) {
     uint64_t members = 0;
     uint32_t depth = 0;
@@ -50,35 +51,13 @@ static qe_json_limits complete(const qe_json_limits *given) {
 
 /* ---- the parse -------------------------------------------------------------------------------------------------- */
 
-static qe_status status_of(enum json_error_code code) {
-    switch (code) {
-    case json_error_out_of_memory: return QE_E_NOMEM;
-    case json_error_stack_overflow: return QE_E_DEPTH;
-    case json_error_invalid_utf8: return QE_E_UTF8;
-    case json_error_duplicate_key: return QE_E_DUPLICATE;
-    case json_error_numeric_overflow: return QE_E_OVERFLOW;
-    case json_error_null_character:
-    case json_error_null_byte_in_key: return QE_E_RANGE;
-    default: return QE_E_JSON;
-    }
-}
-
 qe_status qe_json_parse(const char *text, size_t bytes, const qe_json_limits *given, const char *where, json_t **out,
                         qe_error *err) {
     qe_json_limits limits = complete(given);
-    json_error_t fault;
     if (!text || !out) return qe_error_set(err, QE_E_ARGUMENT, "text and out must not be NULL");
     QE_TRY(check_size(bytes, &limits, where, err));
     QE_TRY(scan(text, bytes, &limits, where, err));
-    json_t *root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &fault);
-    if (!root) {
-        char clean[200];
-        qe_escape(fault.text, strlen(fault.text), clean, sizeof clean);
-        return qe_error_at(err, status_of(json_error_code(&fault)), where, fault.position, "line %d: %s", fault.line,
-                           clean);
-    }
-    *out = root;
-    return QE_OK;
+    return qe_json_tree(text, bytes, limits.max_depth, where, out, err);
 }
 
 qe_status qe_json_read(const qe_reader *reader, const qe_json_limits *given, json_t **out, qe_error *err) {

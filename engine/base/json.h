@@ -1,6 +1,6 @@
-/* base/json.h -- jansson behind our limits, codes and messages. Sizes, nesting and member counts are checked in a scan
- * of the text before jansson sees it, so hostile text costs no tree. Documents are ordinary json_t: whoever parses one
- * drops it with json_decref, and iterates with jansson's own macros. */
+/* base/json.h -- jansson's values behind our parser, limits, codes and messages. Sizes, nesting and member counts are
+ * checked in a scan of the text before the parse, so hostile text costs no tree. Documents are ordinary json_t: whoever
+ * parses one drops it with json_decref, and iterates with jansson's own macros. */
 #ifndef QE_BASE_JSON_H
 #define QE_BASE_JSON_H
 #include <stdbool.h>
@@ -9,12 +9,13 @@
 
 typedef struct qe_json_limits {       /* zero: the default */
     uint64_t max_bytes;               /* 16 MiB */
-    uint32_t max_depth;               /* 2048, jansson's own */
+    uint32_t max_depth;               /* 2048 */
     uint64_t max_members;             /* of the outermost object or array; 4,194,304 */
 } qe_json_limits;
 
-/* Codes: LIMIT (size, members), UTF8, DEPTH, DUPLICATE (keys, after unescaping), OVERFLOW (an integer beyond int64),
- * RANGE (an escaped NUL), NOMEM, else JSON. `where` names the file; err->offset is the byte within the text. */
+/* Codes: LIMIT (size, members), UTF8, DEPTH, DUPLICATE (keys, after unescaping), OVERFLOW (an integer beyond int64, a
+ * number beyond double), RANGE (an escaped NUL), NOMEM, else JSON. The top level may be any value. `where` names the
+ * file; err->offset is the byte within the text. */
 qe_status qe_json_parse(const char *text, size_t bytes, const qe_json_limits *limits, const char *where, json_t **out,
                         qe_error *err);
 /* The whole reader. Its size is checked against the limit before memory is asked for. */

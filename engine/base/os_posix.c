@@ -4,6 +4,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <locale.h>
+#include <math.h>
 #include <sched.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -80,6 +82,12 @@ void qe_os_close(qe_os_file *file) {
     file->fd = -1;
 }
 
+qe_os_kind qe_os_look(const char *path) {
+    struct stat info;
+    if (lstat(path, &info)) return errno == ENOENT || errno == ENOTDIR ? QE_OS_NOTHING : QE_OS_OTHER;
+    return S_ISLNK(info.st_mode) ? QE_OS_LINK : QE_OS_OTHER;
+}
+
 uint64_t qe_os_now_us(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -135,6 +143,14 @@ int32_t qe_os_physical_cores(void) {
 
 const char *qe_os_env(const char *name) {
     return secure_getenv(name);
+}
+
+bool qe_os_real(const char *text, double *out) {
+    locale_t c = newlocale(LC_ALL_MASK, "C", (locale_t)0);      /* glibc's own constant: nothing is allocated */
+    if (!c) return false;
+    *out = strtod_l(text, NULL, c);
+    freelocale(c);
+    return isfinite(*out);
 }
 
 void *qe_os_alloc(size_t bytes) {

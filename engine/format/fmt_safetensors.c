@@ -1,7 +1,6 @@
 /* safetensors: u64 header bytes, JSON header, data. Strict by the published rules: the header starts with '{' and is
  * padded with spaces only; tensors tile the data without hole or overlap. Offsets need not be aligned: rows are
  * copied. */
-#define _GNU_SOURCE /* memmem */
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,11 +21,13 @@ typedef struct span {
     const char *name;
 } span;
 
-/* Objects one level inside the header, counted without parsing, so that a header of millions is refused cheaply. */
+/* Tensors of the header, counted without parsing, so that a header of millions is refused cheaply: the objects one level
+ * inside, without the metadata. */
 static uint64_t count_entries(const char *text, size_t bytes) {
+    static const char metadata[] = "\"__metadata__\"";
     uint64_t count = 0;
     int64_t depth = 0;
-    bool quoted = false;
+    bool quoted = false, seen = false;
     for (size_t i = 0; i < bytes; i++) {
         char c = text[i];
         if (quoted) {
@@ -36,13 +37,14 @@ static uint64_t count_entries(const char *text, size_t bytes) {
                 quoted = false;
         } else if (c == '"') {
             quoted = true;
+            seen |= depth == 1 && bytes - i >= sizeof metadata && !memcmp(text + i, metadata, sizeof metadata - 1);
         } else if (c == '{' || c == '[') {
             count += ++depth == 2 && c == '{';
         } else if (c == '}' || c == ']') {
             depth--;
         }
     }
-    return count;
+    return count - (seen && count);
 }
 
 static qe_status entry_fail(const file_info *f, qe_status status, const char *name, const char *what, qe_error *err) {
@@ -166,13 +168,12 @@ static qe_status parse_header(const file_info *f, const char *text, size_t bytes
     if (text[end - 1] != '}')
         return qe_error_at(err, QE_E_JSON, f->where, (int64_t)(PREFIX + end),
                            "the header does not end with '}' and spaces");
-    bool metadata = memmem(text, end, "\"__metadata__\"", 14) != NULL;
-    if (count_entries(text, end) > f->store->limits.tensors + metadata)
+    if (count_entries(text, end) > f->store->limits.tensors)
         return qe_error_at(err, QE_E_LIMIT, f->where, PREFIX, "more tensors than the limit of %llu",
                            (unsigned long long)f->store->limits.tensors);
     qe_error mine;
     qe_status status = qe_store_json(f->where, text, end, PREFIX, root, &at, &mine);
-    if (status == QE_E_RANGE && strstr(mine.message, "too big")) status = too_big(text, at < end ? at : end);
+    if (status == QE_E_OVERFLOW) status = too_big(text, at < end ? at : end);
     return status ? qe_error_at(err, status, f->where, mine.offset, "%s", mine.message) : QE_OK;
 }
 

@@ -1,11 +1,9 @@
 /* model.safetensors.index.json: which shard holds which tensor. Shards are plain file names beside the index; every
  * shard must hold exactly the tensors the index says. */
-#define _POSIX_C_SOURCE 200809L
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
+#include "base/os.h"
 #include "format/store_internal.h"
 
 static const char suffix[] = ".safetensors";
@@ -50,11 +48,11 @@ static qe_status open_shard(qe_store *store, const char *where, const char *name
     if (!path) return qe_store_nomem(store, err);
     memcpy(path, store->folder, a);
     memcpy(path + a, name, b + 1);
-    struct stat info;
+    qe_os_kind kind = qe_os_look(path);
     qe_status status;
-    if (lstat(path, &info))
+    if (kind == QE_OS_NOTHING)
         status = index_fail(where, QE_E_MISSING, name, "the shard is not there", err);
-    else if (S_ISLNK(info.st_mode) && !(store->flags & QE_MODEL_FOLLOW_LINKS))
+    else if (kind == QE_OS_LINK && !(store->flags & QE_MODEL_FOLLOW_LINKS))
         status =
             index_fail(where, QE_E_PATH, name, "the shard is a symbolic link, and following was not asked for", err);
     else

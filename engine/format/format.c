@@ -1,10 +1,9 @@
 /* Opening: which reader takes a path or a source of bytes, and the lists every reader fills. */
-#define _POSIX_C_SOURCE 200809L
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/check.h"
+#include "base/os.h"
 #include "format/store_internal.h"
 
 enum { PATH_LIMIT = 4095 };
@@ -219,7 +218,7 @@ qe_status qe_store_side_file(const qe_store *store, const char *name, size_t max
     if (!store->folder) return QE_OK;
     char *path = join(store->folder, name);
     if (!path) return qe_store_nomem(store, err);
-    qe_status status = access(path, F_OK) ? QE_OK : qe_store_slurp(path, max_bytes, out, out_bytes, err);
+    qe_status status = qe_os_look(path) == QE_OS_NOTHING ? QE_OK : qe_store_slurp(path, max_bytes, out, out_bytes, err);
     free(path);
     return status;
 }
@@ -254,7 +253,7 @@ static qe_status load_folder(qe_store *store, qe_error *err) {
     char *path = join(store->folder, "model.safetensors");
     if (!path) return qe_store_nomem(store, err);
     qe_reader reader;
-    qe_status status = access(path, F_OK) ? qe_error_at(err, QE_E_MISSING, store->name, -1,
+    qe_status status = qe_os_look(path) == QE_OS_NOTHING ? qe_error_at(err, QE_E_MISSING, store->name, -1,
                                                         "the folder holds neither model.safetensors nor "
                                                         "model.safetensors.index.json")
                                           : qe_reader_open(path, &reader, err);
@@ -296,7 +295,7 @@ static qe_status load_path(qe_store *store, const char *path, qe_error *err) {
 qe_status qe_store_open(const char *path, uint32_t flags, const qe_model_limits *limits, qe_store **out,
                         qe_error *err) {
     *out = NULL;
-    size_t length = path ? strnlen(path, PATH_LIMIT + 1) : 0;
+    size_t length = path ? strlen(path) : 0;
     if (!length) return qe_error_set(err, QE_E_PATH, "the path of the model is empty");
     if (length > PATH_LIMIT) return qe_error_set(err, QE_E_PATH, "path of more than %d bytes", PATH_LIMIT);
     qe_store *store;

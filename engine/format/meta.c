@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/utf8.h"
 #include "format/store_internal.h"
 
 static const char *const kind_names[] = {"null", "integer", "float", "bool", "string", "array"};
@@ -128,20 +129,7 @@ const char *qe_meta_array_string(const qe_meta_array *array, int64_t index, size
 }
 
 bool qe_utf8_valid(const char *text, size_t bytes) {
-    const unsigned char *p = (const unsigned char *)text, *end = p + bytes;
-    while (p < end) {
-        if (*p < 0x80) {
-            p++;
-            continue;
-        }
-        size_t length = *p >= 0xf0 ? 4 : *p >= 0xe0 ? 3 : 2;
-        if (*p < 0xc2 || *p > 0xf4 || (size_t)(end - p) < length) return false;
-        for (size_t i = 1; i < length; i++)
-            if ((p[i] & 0xc0) != 0x80) return false;
-        bool overlong = (p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xf0 && p[1] < 0x90);
-        bool surrogate = p[0] == 0xed && p[1] > 0x9f, beyond = p[0] == 0xf4 && p[1] > 0x8f;
-        if (overlong || surrogate || beyond) return false;
-        p += length;
-    }
+    for (size_t at = 0, length; at < bytes; at += length)
+        if (!(length = qe_utf8_length(text + at, bytes - at))) return false;
     return true;
 }

@@ -1,7 +1,7 @@
 /* store_internal.h -- inside of a qe_store, shared by the readers of this folder. */
 #ifndef QE_FORMAT_STORE_INTERNAL_H
 #define QE_FORMAT_STORE_INTERNAL_H
-#include <jansson.h>
+#include "base/json.h"
 #include "format/store.h"
 
 enum { QE_TEXT_MAX = 129 };     /* text from a file in a message: cut to 128 bytes */

@@ -1,38 +1,20 @@
 /* JSON of a checkpoint: parsing with our status codes, and config.json flattened into the key-values of a store. */
-#define _POSIX_C_SOURCE 200809L
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/check.h"
 #include "format/store_internal.h"
 
 enum { KEY_LIMIT = 1024 };
 enum { ITEM_I64 = 11, ITEM_F64 = 12 };  /* as GGUF numbers its value types */
 
-static qe_status json_status(const json_error_t *e) {
-    switch (json_error_code(e)) {
-        case json_error_out_of_memory: return QE_E_NOMEM;
-        case json_error_stack_overflow: return QE_E_DEPTH;
-        case json_error_invalid_utf8: return QE_E_UTF8;
-        case json_error_duplicate_key: return QE_E_DUPLICATE;
-        case json_error_numeric_overflow: return QE_E_RANGE;
-        case json_error_null_character:
-        case json_error_null_byte_in_key: return QE_E_RANGE;
-        default: return QE_E_JSON;
-    }
-}
-
 qe_status qe_store_json(const char *where, const char *text, size_t bytes, uint64_t base, json_t **out, size_t *at,
                         qe_error *err) {
-    json_error_t e = {0};
-    *out = json_loadb(text, bytes, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &e);
-    if (!*out) {
-        size_t position = e.position > 0 ? (size_t)e.position : 0;
-        if (at) *at = position;
-        char escaped[QE_TEXT_MAX];
-        return qe_error_at(err, json_status(&e), where, (int64_t)(base + position), "JSON line %d: %s", e.line,
-                           qe_escape(e.text, strlen(e.text), escaped, sizeof escaped));
+    qe_json_limits limits = {.max_bytes = bytes ? bytes : 1, .max_members = UINT64_MAX};     /* the caller's are checked */
+    qe_error mine;
+    qe_status status = qe_json_parse(text, bytes, &limits, where, out, &mine);
+    if (status) {
+        if (at) *at = (size_t)mine.offset;
+        return qe_error_at(err, status, where, (int64_t)base + mine.offset, "JSON %s", mine.message);
     }
     if (json_is_object(*out)) return QE_OK;
     json_decref(*out);
@@ -189,10 +171,12 @@ qe_status qe_config_load(qe_store *store, const char *where, const char *json, s
         return qe_error_at(err, QE_E_LIMIT, where, -1, "%zu bytes, the limit is %llu", bytes,
                            (unsigned long long)store->limits.config_bytes);
     json_t *root;
-    QE_TRY(qe_store_json(where, json, bytes, 0, &root, NULL, err));
+    qe_status status = qe_store_json(where, json, bytes, 0, &root, NULL, err);
+    /* No member has a legal value beyond 64 bits. */
+    if (status == QE_E_OVERFLOW && err) err->status = QE_E_RANGE;
+    if (status) return status == QE_E_OVERFLOW ? QE_E_RANGE : status;
     flattener f = {.store = store, .where = where};
     uint64_t count = count_values(root);
-    qe_status status = QE_OK;
     if (count > store->limits.keys) status = fail_limit(&f, "keys", err);
     if (!status && !(store->metas = qe_store_alloc(store, count, sizeof *store->metas)))
         status = qe_store_nomem(store, err);
