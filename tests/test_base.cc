@@ -142,15 +142,6 @@ TEST(Reader, RefusesWhatIsNotARegularFile) {
     EXPECT_EQ(qe_reader_open(nullptr, &reader, nullptr), QE_E_ARGUMENT);
 }
 
-TEST(Reader, RefusesWithoutPermission) {
-    if (geteuid() == 0) GTEST_SKIP() << "mode 000 is no obstacle to root";
-    TempFolder folder;
-    qe_reader reader;
-    std::string secret = folder.write("secret", "x");
-    ASSERT_EQ(chmod(secret.c_str(), 0), 0);
-    EXPECT_EQ(qe_reader_open(secret.c_str(), &reader, nullptr), QE_E_IO);
-}
-
 TEST(Reader, SeesChanges) {
     TempFolder folder;
     std::string path = folder.write("a", std::string(5000, 'a'));

@@ -97,6 +97,73 @@ inline std::string safetensors(const std::string &json, const std::string &data)
     return u64(json.size()) + json + data;
 }
 
+// ---- a whole model: a Llama of two layers with a tokenizer of scores; sensible numbers, Q8_0 matrices ----------------
+namespace model_size {
+const int kHidden = 64, kFfn = 96, kVocab = 40;
+}
+
+// +-0.03 to 0.06 as F16.
+inline std::string halves(size_t count) {
+    std::string out;
+    for (size_t i = 0; i < count; i++)
+        out += le(static_cast<uint16_t>(0x2800 + i * 37 % 512 + (i % 3 ? 0x8000 : 0)));
+    return out;
+}
+
+inline Gguf llama_gguf() {
+    using namespace model_size;
+    Gguf g;
+    std::string tokens, scores, types;
+    for (int i = 0; i < kVocab; i++) {
+        char letter = char('a' + (i < 29 ? i - 3 : i - 32));
+        std::string word = i == 0 ? "<unk>" : i == 1 ? "<s>" : i == 2 ? "</s>" : i < 29 ? std::string(1, letter)
+                           : i == 29 ? "\xe2\x96\x81" : i == 30 ? "th" : i == 31 ? "the" : std::string("w") + letter;
+        tokens += text(word);
+        scores += le(float(-i));
+        types += u32(i == 0 ? 2 : i < 3 ? 3 : 1);
+    }
+    g.keys = {kv_str("general.architecture", "llama"),
+              kv_u32("general.quantization_version", 2),
+              kv_u32("llama.block_count", 2),
+              kv_u32("llama.embedding_length", kHidden),
+              kv_u32("llama.feed_forward_length", kFfn),
+              kv_u32("llama.attention.head_count", 2),
+              kv_u32("llama.attention.head_count_kv", 1),
+              kv_u32("llama.context_length", 128),
+              kv_f32("llama.attention.layer_norm_rms_epsilon", 1e-5f),
+              kv_str("tokenizer.ggml.model", "llama"),
+              kv_array("tokenizer.ggml.tokens", STRING, kVocab, tokens),
+              kv_array("tokenizer.ggml.scores", F32, kVocab, scores),
+              kv_array("tokenizer.ggml.token_type", I32, kVocab, types),
+              kv_u32("tokenizer.ggml.bos_token_id", 1),
+              kv_u32("tokenizer.ggml.eos_token_id", 2),
+              kv_u32("tokenizer.ggml.unknown_token_id", 0)};
+    auto matrix = [&](const std::string &name, uint64_t columns, uint64_t rows) {
+        std::string data;
+        for (uint64_t b = 0; b < columns / 32 * rows; b++) {
+            data += halves(1);
+            for (uint64_t i = 0; i < 32; i++) data += char(b * 7 + i * 11);
+        }
+        g.tensors.push_back({name, {columns, rows}, 8, data});
+    };
+    auto vector = [&](const std::string &name) {
+        std::string data;
+        for (int i = 0; i < kHidden; i++) data += le(1.0f);
+        g.tensors.push_back({name, {uint64_t(kHidden)}, 0, data});
+    };
+    matrix("token_embd.weight", kHidden, kVocab);
+    vector("output_norm.weight");
+    for (int l = 0; l < 2; l++) {
+        std::string p = "blk." + std::to_string(l) + ".";
+        vector(p + "attn_norm.weight"), vector(p + "ffn_norm.weight");
+        for (const char *n : {"attn_q", "attn_output"}) matrix(p + n + ".weight", kHidden, kHidden);
+        for (const char *n : {"attn_k", "attn_v"}) matrix(p + n + ".weight", kHidden, kHidden / 2);
+        for (const char *n : {"ffn_gate", "ffn_up"}) matrix(p + n + ".weight", kHidden, kFfn);
+        matrix(p + "ffn_down.weight", kFfn, kHidden);
+    }
+    return g;
+}
+
 // Open bytes as a store; the reader borrows them. status of the open; *out may be read while `bytes` lives.
 inline qe_status open_store(const std::string &bytes, const char *name, uint32_t flags, qe_store **out, qe_error *err,
                             const qe_model_limits *limits = nullptr, const std::string &config = "") {

@@ -247,67 +247,12 @@ TEST_F(NoMemory, BundledGemma) {
 
 /* ---- made here: what the bundled models do not pass through ---------------------------------------------------- */
 using namespace build;
-
-const int kHidden = 64, kFfn = 96, kVocab = 40;
-
-std::string halves(size_t count) {
-    std::string out;
-    for (size_t i = 0; i < count; i++) {
-        uint16_t bits = (uint16_t)(0x2800 + (i * 37 % 512) + (i % 3 ? 0x8000 : 0));     /* +-0.03 to 0.06 */
-        out.append((const char *)&bits, 2);
-    }
-    return out;
-}
-
-/* Q8_0 matrices, scores tokenizer: the GGUF path. */
-std::string gguf_model() {
-    Gguf g;
-    std::string tokens, scores, types;
-    for (int i = 0; i < kVocab; i++) {
-        std::string word = i == 0 ? "<unk>" : i == 1 ? "<s>" : i == 2 ? "</s>" : i < 29 ? std::string(1, (char)('a' + i - 3))
-                           : i == 29 ? "\xe2\x96\x81" : i == 30 ? "th" : i == 31 ? "the" : "w" + std::string(1, (char)('a' + i - 32));
-        tokens += text(word);
-        scores += le((float)-i);
-        types += u32(i == 0 ? 2 : i < 3 ? 3 : 1);
-    }
-    g.keys = {kv_str("general.architecture", "llama"), kv_u32("general.quantization_version", 2), kv_u32("llama.block_count", 2),
-              kv_u32("llama.embedding_length", kHidden), kv_u32("llama.feed_forward_length", kFfn),
-              kv_u32("llama.attention.head_count", 2), kv_u32("llama.attention.head_count_kv", 1),
-              kv_u32("llama.context_length", 128), kv_f32("llama.attention.layer_norm_rms_epsilon", 1e-5f),
-              kv_str("tokenizer.ggml.model", "llama"), kv_array("tokenizer.ggml.tokens", STRING, kVocab, tokens),
-              kv_array("tokenizer.ggml.scores", F32, kVocab, scores), kv_array("tokenizer.ggml.token_type", I32, kVocab, types),
-              kv_u32("tokenizer.ggml.bos_token_id", 1), kv_u32("tokenizer.ggml.eos_token_id", 2),
-              kv_u32("tokenizer.ggml.unknown_token_id", 0)};
-    auto matrix = [&](const std::string &name, uint64_t columns, uint64_t rows) {
-        std::string data;
-        for (uint64_t b = 0; b < columns / 32 * rows; b++) {
-            data += halves(1);
-            for (int i = 0; i < 32; i++) data += (char)(b * 7 + (uint64_t)i * 11);
-        }
-        g.tensors.push_back({name, {columns, rows}, 8, data});
-    };
-    auto vector = [&](const std::string &name) {
-        std::string data;
-        for (int i = 0; i < kHidden; i++) data += le(1.0f);
-        g.tensors.push_back({name, {(uint64_t)kHidden}, 0, data});
-    };
-    matrix("token_embd.weight", kHidden, kVocab);
-    vector("output_norm.weight");
-    for (int l = 0; l < 2; l++) {
-        std::string p = "blk." + std::to_string(l) + ".";
-        vector(p + "attn_norm.weight"), vector(p + "ffn_norm.weight");
-        for (const char *n : {"attn_q", "attn_output"}) matrix(p + n + ".weight", kHidden, kHidden);
-        for (const char *n : {"attn_k", "attn_v"}) matrix(p + n + ".weight", kHidden, kHidden / 2);
-        for (const char *n : {"ffn_gate", "ffn_up"}) matrix(p + n + ".weight", kHidden, kFfn);
-        matrix(p + "ffn_down.weight", kFfn, kHidden);
-    }
-    return g.bytes();
-}
+using model_size::kFfn, model_size::kHidden, model_size::kVocab;
 
 TEST_F(NoMemory, GgufWithScores) {
     qe_test::TempFolder folder;
     Counts c;
-    check("GGUF", folder.write("m.gguf", gguf_model()), "the cat and the dog", &c);
+    check("GGUF", folder.write("m.gguf", llama_gguf().bytes()), "the cat and the dog", &c);
 }
 
 /* Two shards and their index, no tokenizer. */

@@ -95,7 +95,10 @@ static qe_status check_no_more_layers(const qe_model *model, qe_error *err) {
     for (int64_t i = 0; i < qe_store_tensor_count(model->store); i++) {
         const char *name = qe_store_tensor_at(model->store, i)->name;
         if (strncmp(name, prefix, bytes) || name[bytes] < '0' || name[bytes] > '9') continue;
-        if (strtoll(name + bytes, NULL, 10) >= model->hp.layers)
+        unsigned long long layer = strtoull(name + bytes, NULL, 10);
+        if (layer >= qe_store_limits(model->store)->layers)
+            return fail(model, QE_E_LIMIT, name, "belongs to a layer beyond the limit of layers", err);
+        if (layer >= (unsigned long long)model->hp.layers)
             return fail(model, QE_E_MISMATCH, name, "belongs to a layer beyond the count of layers", err);
     }
     return QE_OK;
