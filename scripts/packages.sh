@@ -3,7 +3,7 @@
 # command and stops. Does nothing when all are there.
 set -u
 packages="build-essential cmake ninja-build pkg-config libjansson-dev libpcre2-dev libutf8proc-dev libopenblas-dev
-    libgtest-dev python3-venv"
+    libgtest-dev libsimde-dev python3-venv"
 command -v dpkg-query >/dev/null || exit 0      # not Debian: CMake names what is missing
 missing=
 for p in $packages; do

@@ -6,7 +6,9 @@
 #include <thread>
 #include <vector>
 #include <qengine/num.h>
-#include "qk.h"
+extern "C" {
+#include "cpu/panel.h"
+}
 
 namespace {
 
@@ -179,7 +181,14 @@ void Load(Loaded &l, int backend, uint32_t isa, int threads, const Tensor &t, co
     l.w.shape = s, l.w.blob = blob, l.w.blob_bytes = band * bands;
 }
 
-std::vector<float> RunLinear(const Loaded &l, const std::vector<float> &x, int64_t m, bool parallel) {
+struct Epilogue {
+    int32_t act = QK_ACT_NONE, y_type = QE_CODE_F32;
+    bool bias = false, gated = false, residual = false;
+};
+
+// y as stored: [m][n] (n / 2 when gated) of the epilogue's type, as floats.
+std::vector<float> RunLinear(const Loaded &l, const std::vector<float> &x, int64_t m, bool parallel,
+                             const Epilogue &e = {}) {
     qe_error err = {};
     const qk_backend *backend = qk_backend_of(l.device.backend);
     qk_queue queue = {};
@@ -193,16 +202,36 @@ std::vector<float> RunLinear(const Loaded &l, const std::vector<float> &x, int64
     p.x = x.data(), p.ldx = l.w.shape.k, p.x_type = QE_CODE_F32, p.next = &l.w, p.out = &q;
     EXPECT_EQ(backend->ops.prepare(&p, &queue, &err), QE_OK) << err.message;
     qk_gemm g = {};
-    g.w = l.w.shape, g.x = q.quant, g.m = m, g.y_type = QE_CODE_F32;
+    g.w = l.w.shape, g.x = q.quant, g.m = m, g.y_type = e.y_type, g.act = e.act;
+    g.flags = (e.bias ? QK_GEMM_BIAS : 0) | (e.gated ? QK_GEMM_GATED : 0) | (e.residual ? QK_GEMM_RESIDUAL : 0);
     qk_plan plan;
     EXPECT_EQ(qk_gemm_plan(&l.device, &g, &plan, nullptr, nullptr, &err), QE_OK) << err.message;
-    std::vector<float> y(m * l.w.shape.n + 1, 12345.0f);
+    const int64_t n = l.w.shape.n, width = e.gated ? n / 2 : n, ld = width + 3; // 3 columns that must stay
+    std::vector<float> bias(n), residual(m * ld), y(m * ld, 12345.0f), out;
+    std::mt19937 rng(9);
+    std::normal_distribution<float> normal;
+    for (auto &v : bias) v = normal(rng);
+    for (auto &v : residual) v = normal(rng);
+    auto narrow = [&](float v) { return e.y_type == QE_CODE_F16 ? qe_f32_to_f16(v) : qe_f32_to_bf16(v); };
+    auto widen = [&](uint16_t v) { return e.y_type == QE_CODE_F16 ? qe_f16_to_f32(v) : qe_bf16_to_f32(v); };
+    std::vector<uint16_t> y16(m * ld, 0x1234), residual16;
+    for (float v : residual) residual16.push_back(narrow(v));
+    bool wide = e.y_type == QE_CODE_F32;
     qk_gemm_args a = {};
-    a.w = &l.w, a.x = q, a.y = y.data(), a.ldy = l.w.shape.n, a.workspace = Aligned(work, plan.workspace_bytes);
+    a.w = &l.w, a.x = q, a.y = wide ? static_cast<void *>(y.data()) : y16.data(), a.ldy = ld;
+    if (e.bias) a.bias = bias.data();
+    if (e.residual) a.residual = wide ? static_cast<const void *>(residual.data()) : residual16.data(), a.ldr = ld;
+    a.workspace = Aligned(work, plan.workspace_bytes);
     EXPECT_EQ(qk_gemm_run(&plan, &a, &queue, &err), QE_OK) << err.message;
-    EXPECT_EQ(y.back(), 12345.0f);
-    y.pop_back();
-    return y;
+    for (int64_t r = 0; r < m; r++)
+        for (int64_t c = 0; c < ld; c++) {
+            if (c < width)
+                out.push_back(wide ? y[r * ld + c] : widen(y16[r * ld + c]));
+            else
+                EXPECT_TRUE(wide ? y[r * ld + c] == 12345.0f : y16[r * ld + c] == 0x1234)
+                    << "column " << c << " written";
+        }
+    return out;
 }
 
 std::vector<float> MakeX(int64_t m, int64_t k, std::mt19937 &rng) {
@@ -226,8 +255,14 @@ int64_t Different(const std::vector<float> &a, const std::vector<float> &b) {
     return bad;
 }
 
+// What this program tests: every ISA of the machine; or, built over the software model, AVX-512 alone.
 std::vector<uint32_t> Isas() {
     qk_device d = {};
+#ifdef QE_AVX512_MODEL
+    qk_backend_of(QK_CPU)->describe(0, &d, nullptr);
+    if (!(d.isa & QK_ISA_AVX2)) return {}; // the model is compiled for AVX2
+    return {QK_ISA_AVX2 | QK_ISA_AVX512 | QK_ISA_VNNI512};
+#endif
     qk_backend_of(QK_CPU)->describe(0, &d, nullptr);
     std::vector<uint32_t> isas = {0};
     if (d.isa & QK_ISA_AVX2) isas.push_back(QK_ISA_AVX2);
@@ -239,7 +274,9 @@ class CpuGemm : public testing::TestWithParam<size_t> {};
 
 TEST_P(CpuGemm, EqualsReference) {
     const Format &format = Formats()[GetParam()];
-    const struct { int64_t n, k; } shapes[] = {{1, 1}, {31, 4}, {33, 70}, {64, 256}, {100, 1000}, {40, 2304}};
+    const struct {
+        int64_t n, k;
+    } shapes[] = {{1, 1}, {31, 4}, {33, 70}, {64, 256}, {100, 1000}, {40, 2304}};
     const int64_t rows[] = {1, 2, 3, 5, 8, 13};
     int64_t cases = 0;
     std::mt19937 rng(1);
@@ -250,7 +287,7 @@ TEST_P(CpuGemm, EqualsReference) {
             ASSERT_NO_FATAL_FAILURE(Load(ref, QK_REF, 0, 1, t, Act(group)));
             std::vector<float> x = MakeX(13, shape.k, rng), expected = RunLinear(ref, x, 13, false);
             for (uint32_t isa : Isas())
-                for (int threads : {1, 3}) {
+                for (int threads : {1, 2, 3}) {
                     Loaded cpu;
                     ASSERT_NO_FATAL_FAILURE(Load(cpu, QK_CPU, isa, threads, t, Act(group)));
                     if (shape.k >= 256) { EXPECT_EQ(!strcmp(cpu.w.shape.layout->name, "cpu/panel"), format.panel); }
@@ -267,12 +304,119 @@ TEST_P(CpuGemm, EqualsReference) {
     printf("%s: %lld cases\n", format.name, static_cast<long long>(cases));
 }
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+const int64_t kTokenStep = 3;
+#else
+const int64_t kTokenStep = 1;
+#endif
+
+// Every number of tokens from 1 to 70, so every tile height built and every remainder behind full tiles.
+TEST_P(CpuGemm, EveryCountOfTokens) {
+    const Format &format = Formats()[GetParam()];
+    const struct {
+        int64_t n, k, step;
+    } shapes[] = {{33, 300, kTokenStep}, {65, 515, 7}};
+    std::mt19937 rng(5);
+    int64_t cases = 0, counts = 0;
+    for (auto shape : shapes) {
+        Tensor t = MakeTensor(format.quant, shape.n, shape.k, rng);
+        qe_act act = Act(format.act_groups.back());
+        Loaded ref;
+        ASSERT_NO_FATAL_FAILURE(Load(ref, QK_REF, 0, 1, t, act));
+        std::vector<float> x = MakeX(70, shape.k, rng), expected = RunLinear(ref, x, 70, false);
+        counts += 69 / shape.step + 1;
+        for (uint32_t isa : Isas())
+            for (int64_t m = 1; m <= 70; m += shape.step) {
+                int threads = 1 + static_cast<int>(m % 5);
+                Loaded cpu;
+                ASSERT_NO_FATAL_FAILURE(Load(cpu, QK_CPU, isa, threads, t, act));
+                std::vector<float> want(expected.begin(), expected.begin() + m * shape.n);
+                ASSERT_EQ(Different(RunLinear(cpu, x, m, threads > 1), want), 0)
+                    << format.name << " n " << shape.n << " k " << shape.k << " m " << m << " isa " << isa
+                    << " threads " << threads;
+                // The same rows at another place in the batch: the last ones of 70 alone.
+                std::vector<float> tail(x.end() - m * shape.k, x.end()),
+                    last(expected.end() - m * shape.n, expected.end());
+                ASSERT_EQ(Different(RunLinear(cpu, tail, m, threads > 1), last), 0)
+                    << format.name << " last " << m << " of 70";
+                cases += 2;
+            }
+    }
+    printf("%s: %lld cases, m 1 to 70, 1 to 5 threads\n", format.name, static_cast<long long>(cases));
+    EXPECT_EQ(cases, static_cast<int64_t>(2 * counts * Isas().size()));
+}
+
+TEST_P(CpuGemm, EveryEpilogue) {
+    const Format &format = Formats()[GetParam()];
+    std::mt19937 rng(6);
+    int64_t cases = 0, types = 0;
+    for (int64_t n : {66, 38}) {
+        const int64_t k = 300;
+        Tensor t = MakeTensor(format.quant, n, k, rng);
+        qe_act act = Act(format.act_groups[0]);
+        Loaded ref;
+        ASSERT_NO_FATAL_FAILURE(Load(ref, QK_REF, 0, 1, t, act));
+        std::vector<float> x = MakeX(14, k, rng);
+        for (int32_t y_type : {QE_CODE_F32, QE_CODE_F16, QE_CODE_BF16}) {
+            if (n == 66 && y_type != QE_CODE_F32) continue;
+            types++;
+            for (int32_t kind : {QK_ACT_NONE, QK_ACT_SILU, QK_ACT_GELU, QK_ACT_GELU_TANH, QK_ACT_RELU2})
+                for (int bits = 0; bits < 8; bits++) {
+                    Epilogue e;
+                    e.y_type = y_type, e.act = kind, e.bias = bits & 1, e.residual = bits & 2, e.gated = bits & 4;
+                    std::vector<float> want = RunLinear(ref, x, 14, false, e);
+                    for (uint32_t isa : Isas())
+                        for (int64_t m : {14, 1}) {
+                            Loaded cpu;
+                            ASSERT_NO_FATAL_FAILURE(Load(cpu, QK_CPU, isa, 3, t, act));
+                            std::vector<float> part(want.begin(), want.begin() + m * (e.gated ? n / 2 : n));
+                            ASSERT_EQ(Different(RunLinear(cpu, x, m, true, e), part), 0)
+                                << format.name << " n " << n << " m " << m << " type " << y_type << " act " << kind
+                                << " bias " << e.bias << " residual " << e.residual << " gated " << e.gated << " isa "
+                                << isa;
+                            cases++;
+                        }
+                }
+        }
+    }
+    printf("%s: %lld epilogues\n", format.name, static_cast<long long>(cases));
+    EXPECT_EQ(cases, static_cast<int64_t>(types * 5 * 8 * 2 * Isas().size()));
+}
+
+// The tile heights each ISA builds, so that the cases above are known to reach them.
+TEST(CpuGemmHeights, AreThoseTheTestsCount) {
+    std::mt19937 rng(7);
+    for (uint32_t isa : Isas()) {
+        const panel_isa *p = panel_isa_of(isa);
+        std::vector<int> expected = {1, 4};
+        if (!strcmp(p->name, "avx2")) expected = {1, 2, 4};
+        if (!strcmp(p->name, "avx512")) expected = {1, 2, 4, 8, 12};
+        int formats = 0;
+        for (const Format &format : Formats()) {
+            if (!format.panel) continue;
+            qk_shape s = {};
+            s.quant = format.quant, s.act = Act(format.act_groups[0]), s.n = 64, s.k = 512;
+            s.facts = format.quant.scale == QE_NUM_U8 ? QE_FACT_INT8_PRODUCT : 0;
+            panel_format f;
+            ASSERT_TRUE(panel_format_of(&s, &f, nullptr)) << format.name;
+            std::vector<int> built;
+            for (int rows = 1; rows <= PANEL_MAX_ROWS; rows++)
+                if (p->kernel(&f, rows)) built.push_back(rows);
+            EXPECT_EQ(built, expected) << p->name << " " << format.name;
+            formats++;
+        }
+        printf("%s: heights up to %d, %d formats\n", p->name, expected.back(), formats);
+        EXPECT_GT(formats, 0);
+    }
+    EXPECT_FALSE(Isas().empty()) << "nothing is tested on this machine";
+}
+
 TEST_P(CpuGemm, UnpackAndRowReturnTheValues) {
     const Format &format = Formats()[GetParam()];
     std::mt19937 rng(2);
     Tensor t = MakeTensor(format.quant, 32, 600, rng), back = MakeTensor(format.quant, 32, 600, rng);
     Loaded cpu;
-    ASSERT_NO_FATAL_FAILURE(Load(cpu, QK_CPU, QK_ISA_AVX2, 1, t, Act(format.act_groups[0])));
+    ASSERT_NO_FATAL_FAILURE(Load(cpu, QK_CPU, 0, 1, t, Act(format.act_groups[0])));
     const qk_shape &s = cpu.w.shape;
     if (s.layout->band_rows != 32) GTEST_SKIP() << "the layout of this format is the reference's, tested there";
     s.layout->unpack(&s, nullptr, cpu.w.blob, &back.t);

@@ -77,7 +77,7 @@ qe_status logits_of(const qe_model *model, std::vector<float> *out, qe_error *er
 // ---- keys ----------------------------------------------------------------------------------------------------------
 struct KeyCase {
     const char *row, *key;
-    std::string replacement;    // the whole key-value; empty: the key is left out
+    std::string replacement; // the whole key-value; empty: the key is left out
     qe_status want;
 };
 
@@ -104,11 +104,15 @@ std::string u32s(std::vector<uint32_t> v) {
 }
 
 std::vector<KeyCase> key_cases() {
-    const char *layers = "llama.block_count", *heads = "llama.attention.head_count", *kv_heads = "llama.attention.head_count_kv";
-    const char *hidden = "llama.embedding_length", *ffn = "llama.feed_forward_length", *context = "llama.context_length";
+    const char *layers = "llama.block_count", *heads = "llama.attention.head_count",
+               *kv_heads = "llama.attention.head_count_kv";
+    const char *hidden = "llama.embedding_length", *ffn = "llama.feed_forward_length",
+               *context = "llama.context_length";
     const char *eps = "llama.attention.layer_norm_rms_epsilon", *arch = "general.architecture";
-    const char *base = "llama.rope.freq_base", *scaling = "llama.rope.scaling.type", *bos = "tokenizer.ggml.bos_token_id";
-    const char *tokens = "tokenizer.ggml.tokens", *scores = "tokenizer.ggml.scores", *types = "tokenizer.ggml.token_type";
+    const char *base = "llama.rope.freq_base", *scaling = "llama.rope.scaling.type",
+               *bos = "tokenizer.ggml.bos_token_id";
+    const char *tokens = "tokenizer.ggml.tokens", *scores = "tokenizer.ggml.scores",
+               *types = "tokenizer.ggml.token_type";
     const int n = model_size::kVocab;
     std::vector<KeyCase> all = {
         {"D20", layers, kv_str(layers, "2"), QE_E_TYPE},
@@ -161,7 +165,8 @@ std::vector<KeyCase> key_cases() {
         {"D21", arch, kv_str(arch, std::string(1 << 20, 'x')), QE_E_LIMIT},
         {"D48", arch, kv_str(arch, "controlvector"), QE_E_UNSUPPORTED},
         {"D48", "llama.layers", kv_array("llama.layers", U32, 1u << 31, ""), QE_E_TRUNCATED},
-        {"D48", "llama.layers", kv_array("llama.layers", U8, (1u << 24) + 1, std::string((1u << 24) + 1, '\0')), QE_E_LIMIT},
+        {"D48", "llama.layers", kv_array("llama.layers", U8, (1u << 24) + 1, std::string((1u << 24) + 1, '\0')),
+         QE_E_LIMIT},
         {"D48", "llama.layers", kv_array("llama.layers", U8, 1u << 24, std::string(1u << 24, '\0')), QE_OK},
     };
     for (const char *key : {layers, hidden, ffn, heads, context, eps}) all.push_back({"D21", key, "", QE_E_MISSING});
@@ -191,8 +196,11 @@ TEST(MalformedModel, Keys) {
 
 // D48: an index in a tensor's name never sizes or indexes a table.
 TEST(MalformedModel, LayerIndicesInNames) {
-    const struct { const char *name; qe_status want; } rows[] = {
-        {"direction.1073741824", QE_OK},        // not a weight of this family: listed, never run
+    const struct {
+        const char *name;
+        qe_status want;
+    } rows[] = {
+        {"direction.1073741824", QE_OK}, // not a weight of this family: listed, never run
         {"blk.2.attn_q.weight", QE_E_MISMATCH},
         {"blk.4095.attn_q.weight", QE_E_MISMATCH},
         {"blk.4096.attn_q.weight", QE_E_LIMIT},
@@ -206,7 +214,8 @@ TEST(MalformedModel, LayerIndicesInNames) {
         std::string bytes = g.bytes();
         qe_error err;
         qe_model *model;
-        EXPECT_STREQ(qe_status_name(open_model(bytes, &model, &err)), qe_status_name(row.want)) << row.name << ": " << err.message;
+        EXPECT_STREQ(qe_status_name(open_model(bytes, &model, &err)), qe_status_name(row.want))
+            << row.name << ": " << err.message;
         qe_model_close(model);
     }
 }
@@ -218,7 +227,7 @@ TEST(MalformedModel, A7NoPermission) {
     std::string path = folder.write("m.gguf", llama_gguf().bytes());
     ASSERT_EQ(chmod(path.c_str(), 0), 0);
     ASSERT_EQ(chmod(path.substr(0, path.rfind('/')).c_str(), 0755), 0);
-    bool root = geteuid() == 0;       // root may read everything: be somebody else for a moment
+    bool root = geteuid() == 0; // root may read everything: be somebody else for a moment
     ASSERT_EQ(root ? seteuid(65534) : 0, 0);
     qe_model *model = nullptr;
     qe_error err = {};
@@ -270,9 +279,9 @@ TEST(MalformedModel, A11ReplacedAfterOpen) {
     qe_model_close(model);
     ASSERT_TRUE(is_ok(qe_model_open(path.c_str(), nullptr, &model, &err), err));
     ASSERT_TRUE(is_ok(logits_of(model, &fresh, &err), err));
-    EXPECT_FALSE(qe_test::same_bits(before, fresh));       // the other file is another model
-    usleep(20000);                                          // so that the time of change differs
-    folder.write("m.gguf", llama_gguf().bytes());           // the same file, other bytes
+    EXPECT_FALSE(qe_test::same_bits(before, fresh)); // the other file is another model
+    usleep(20000);                                   // so that the time of change differs
+    folder.write("m.gguf", llama_gguf().bytes());    // the same file, other bytes
     EXPECT_EQ(logits_of(model, &after, &err), QE_E_CHANGED) << err.message;
     qe_model_close(model);
 }
@@ -304,14 +313,14 @@ TEST(MalformedModel, A12ATebibyteDeclaredAndSparse) {
     GTEST_SKIP() << "sanitizers treat a block of a tebibyte as an error of the program";
 #endif
     qe_test::TempFolder folder;
-    const uint64_t vocab = 1 << 22, hidden = 1 << 16, ffn = 64;      // an embedding of 2^38 floats
+    const uint64_t vocab = 1 << 22, hidden = 1 << 16, ffn = 64; // an embedding of 2^38 floats
     std::string json = "{", path, shape;
     uint64_t at = 0;
     auto add = [&](const std::string &name, uint64_t rows, uint64_t columns) {
         uint64_t bytes = (rows ? rows : 1) * columns * 4;
         json += (json.size() > 1 ? ",\"" : "\"") + name + "\":{\"dtype\":\"F32\",\"shape\":[" +
-                (rows ? std::to_string(rows) + "," : "") + std::to_string(columns) + "],\"data_offsets\":[" + std::to_string(at) +
-                "," + std::to_string(at + bytes) + "]}";
+                (rows ? std::to_string(rows) + "," : "") + std::to_string(columns) + "],\"data_offsets\":[" +
+                std::to_string(at) + "," + std::to_string(at + bytes) + "]}";
         at += bytes;
     };
     add("model.embed_tokens.weight", vocab, hidden);
@@ -319,12 +328,14 @@ TEST(MalformedModel, A12ATebibyteDeclaredAndSparse) {
     std::string p = "model.layers.0.";
     add(p + "self_attn.q_proj.weight", 64, hidden), add(p + "self_attn.k_proj.weight", 64, hidden);
     add(p + "self_attn.v_proj.weight", 64, hidden), add(p + "self_attn.o_proj.weight", hidden, 64);
-    add(p + "mlp.gate_proj.weight", ffn, hidden), add(p + "mlp.up_proj.weight", ffn, hidden), add(p + "mlp.down_proj.weight", hidden, ffn);
+    add(p + "mlp.gate_proj.weight", ffn, hidden), add(p + "mlp.up_proj.weight", ffn, hidden),
+        add(p + "mlp.down_proj.weight", hidden, ffn);
     add(p + "input_layernorm.weight", 0, hidden), add(p + "post_attention_layernorm.weight", 0, hidden);
     json += "}";
     path = folder.write("model.safetensors", u64(json.size()) + json);
     folder.write("config.json",
-                 "{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":65536,\"intermediate_size\":64,\"num_hidden_layers\":1,"
+                 "{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":65536,\"intermediate_size\":64,\"num_"
+                 "hidden_layers\":1,"
                  "\"num_attention_heads\":1,\"head_dim\":64,\"rms_norm_eps\":1e-5,\"max_position_embeddings\":128,"
                  "\"vocab_size\":4194304,\"hidden_act\":\"silu\",\"tie_word_embeddings\":true}");
     if (truncate(path.c_str(), (off_t)(8 + json.size() + at)))
@@ -350,8 +361,10 @@ TEST(MalformedModel, H20ManyTokensOfOneCharacterRepeated) {
     std::vector<std::string> texts = {"<unk>"};
     for (uint32_t c = 0x3400; (int)texts.size() < count; c++) {
         if (c == 0xd800) c = 0xe000;
-        std::string one = c < 0x10000 ? std::string({char(0xe0 | c >> 12), char(0x80 | (c >> 6 & 63)), char(0x80 | (c & 63))})
-                                      : std::string({char(0xf0 | c >> 18), char(0x80 | (c >> 12 & 63)), char(0x80 | (c >> 6 & 63)), char(0x80 | (c & 63))});
+        std::string one = c < 0x10000
+                              ? std::string({char(0xe0 | c >> 12), char(0x80 | (c >> 6 & 63)), char(0x80 | (c & 63))})
+                              : std::string({char(0xf0 | c >> 18), char(0x80 | (c >> 12 & 63)),
+                                             char(0x80 | (c >> 6 & 63)), char(0x80 | (c & 63))});
         std::string all;
         for (int i = 0; i < times; i++) all += one;
         texts.push_back(all);
@@ -360,7 +373,8 @@ TEST(MalformedModel, H20ManyTokensOfOneCharacterRepeated) {
     std::vector<size_t> bytes;
     std::vector<float> scores;
     std::vector<int32_t> types;
-    for (const auto &t : texts) pointers.push_back(t.data()), bytes.push_back(t.size()), scores.push_back(-1), types.push_back(1);
+    for (const auto &t : texts)
+        pointers.push_back(t.data()), bytes.push_back(t.size()), scores.push_back(-1), types.push_back(1);
     types[0] = 2;
     qe_tokenizer_source s = {};
     s.kind = QE_TOKENIZER_SCORE, s.where = "t";
@@ -380,14 +394,21 @@ TEST(MalformedModel, H20ManyTokensOfOneCharacterRepeated) {
     qe_tokenizer_close(t);
 }
 
-// H30 to H35 speak of protobuf and rank files, which are not read. Given where a tokenizer.json belongs, they are refused.
+// H30 to H35 speak of protobuf and rank files, which are not read. Given where a tokenizer.json belongs, they are
+// refused.
 TEST(MalformedModel, H30OtherTokenizerFilesAreRefused) {
-    const struct { const char *name; std::string bytes; qe_status want; } rows[] = {
+    const struct {
+        const char *name;
+        std::string bytes;
+        qe_status want;
+    } rows[] = {
         {"H30 protobuf of pieces", std::string("\x0a\x0e\x0a\x05<unk>\x15\x00\x00\x00\x00\x18\x02", 16), QE_E_JSON},
         {"H30 varint never ending", std::string(64, '\xff'), QE_E_UTF8},
         {"H35 rank file", "IQ== 0\nIg== 1\n", QE_E_JSON},
-        {"H34 character map", R"({"normalizer":{"type":"Precompiled","precompiled_charsmap":"AAAA"},"pre_tokenizer":{"type":"ByteLevel"},)"
-                              R"("model":{"type":"BPE","vocab":{"a":0},"merges":[]}})", QE_E_UNSUPPORTED},
+        {"H34 character map",
+         R"({"normalizer":{"type":"Precompiled","precompiled_charsmap":"AAAA"},"pre_tokenizer":{"type":"ByteLevel"},)"
+         R"("model":{"type":"BPE","vocab":{"a":0},"merges":[]}})",
+         QE_E_UNSUPPORTED},
     };
     for (const auto &row : rows) {
         qe_tokenizer *t = nullptr;
@@ -399,4 +420,4 @@ TEST(MalformedModel, H30OtherTokenizerFilesAreRefused) {
     }
 }
 
-}  // namespace
+} // namespace

@@ -2,8 +2,8 @@
  * malloc itself, so that those of jansson and PCRE2 count too: each failure is QE_E_NOMEM, nothing leaks, and what was
  * there before is usable afterwards.
  *
- * Two exceptions: PCRE2 goes on without its just-in-time compiler when that finds no memory, and the C library's qsort()
- * sorts in place then; so do we. A quota file of the system that cannot be opened is taken for no quota. */
+ * Two exceptions: PCRE2 goes on without its just-in-time compiler when that finds no memory, and the C library's
+ * qsort() sorts in place then; so do we. A quota file of the system that cannot be opened is taken for no quota. */
 #include <link.h>
 
 #include <atomic>
@@ -23,9 +23,9 @@ namespace {
 std::atomic<bool> watching{false};
 std::atomic<int64_t> calls{0}, fail_at{-1}, live{0};
 
-struct Code {                     /* where a library's code lies */
+struct Code { /* where a library's code lies */
     const char *name;
-    uintptr_t   from, to;
+    uintptr_t from, to;
     bool holds(const void *p) const { return (uintptr_t)p >= from && (uintptr_t)p < to; }
 };
 Code jansson = {"libjansson", 0, 0}, pcre2 = {"libpcre2", 0, 0}, libc = {"libc.so", 0, 0};
@@ -49,7 +49,7 @@ bool refuse(const void *caller) {
     return true;
 }
 #endif
-}  // namespace
+} // namespace
 #define CALLER __builtin_return_address(0)
 
 #ifndef QE_TEST_SANITIZED
@@ -64,14 +64,20 @@ static void *counted(void *p) {
     if (p && watching) live++;
     return p;
 }
-void *malloc(size_t n) { return refuse(CALLER) ? nullptr : counted(__libc_malloc(n)); }
-void *calloc(size_t n, size_t each) { return refuse(CALLER) ? nullptr : counted(__libc_calloc(n, each)); }
+void *malloc(size_t n) {
+    return refuse(CALLER) ? nullptr : counted(__libc_malloc(n));
+}
+void *calloc(size_t n, size_t each) {
+    return refuse(CALLER) ? nullptr : counted(__libc_calloc(n, each));
+}
 void *realloc(void *p, size_t n) {
     if (refuse(CALLER)) return nullptr;
     void *moved = __libc_realloc(p, n);
     return p ? moved : counted(moved);
 }
-void *aligned_alloc(size_t alignment, size_t n) { return refuse(CALLER) ? nullptr : counted(__libc_memalign(alignment, n)); }
+void *aligned_alloc(size_t alignment, size_t n) {
+    return refuse(CALLER) ? nullptr : counted(__libc_memalign(alignment, n));
+}
 int posix_memalign(void **out, size_t alignment, size_t n) {
     void *p = refuse(CALLER) ? nullptr : counted(__libc_memalign(alignment, n));
     if (!p) return ENOMEM;
@@ -87,13 +93,15 @@ void free(void *p) {
 
 namespace {
 
-struct Points { int64_t all = 0, jansson = 0, pcre2 = 0, went_on = 0; };
+struct Points {
+    int64_t all = 0, jansson = 0, pcre2 = 0, went_on = 0;
+};
 
 /* Runs `work` once for every allocation it makes, with that one failing. `work` frees all it made. */
 Points each_fails(const char *name, const std::function<qe_status(qe_error *)> &work) {
     Points points;
     qe_error err = {};
-    EXPECT_TRUE(qe_test::is_ok(work(&err), err)) << name;   /* what is allocated once and kept, is now */
+    EXPECT_TRUE(qe_test::is_ok(work(&err), err)) << name; /* what is allocated once and kept, is now */
     calls = 0, live = 0, fail_at = -1, watching = true;
     qe_status status = work(&err);
     watching = false;
@@ -115,7 +123,8 @@ Points each_fails(const char *name, const std::function<qe_status(qe_error *)> &
             points.went_on++;
             continue;
         }
-        EXPECT_EQ(status, QE_E_NOMEM) << qe_status_name(status) << " " << name << ": allocation " << at << " of " << total << ": " << err.message;
+        EXPECT_EQ(status, QE_E_NOMEM) << qe_status_name(status) << " " << name << ": allocation " << at << " of "
+                                      << total << ": " << err.message;
         EXPECT_EQ(err.status, status) << name << ": allocation " << at;
         EXPECT_NE(err.message[0], 0) << name << ": allocation " << at;
         if (testing::Test::HasFailure()) break;
@@ -127,9 +136,11 @@ Points each_fails(const char *name, const std::function<qe_status(qe_error *)> &
 struct Counts {
     Points open, create, run;
     void print(const char *name) const {
-        printf("%s: allocations made to fail: open %lld (%lld jansson's, %lld PCRE2's), engine %lld, run %lld; PCRE2 or "
-               "qsort did without one %lld times\n", name, (long long)open.all, (long long)open.jansson, (long long)open.pcre2,
-               (long long)create.all, (long long)run.all, (long long)(open.went_on + create.went_on + run.went_on));
+        printf(
+            "%s: allocations made to fail: open %lld (%lld jansson's, %lld PCRE2's), engine %lld, run %lld; PCRE2 or "
+            "qsort did without one %lld times\n",
+            name, (long long)open.all, (long long)open.jansson, (long long)open.pcre2, (long long)create.all,
+            (long long)run.all, (long long)(open.went_on + create.went_on + run.went_on));
     }
 };
 
@@ -178,7 +189,7 @@ qe_status generate(qe_engine *engine, const std::vector<int32_t> &prompt, qe_err
 }
 
 class NoMemory : public testing::Test {
-protected:
+  protected:
     void SetUp() override {
 #ifdef QE_TEST_SANITIZED
         GTEST_SKIP() << "the sanitizer has its own malloc; the plain build runs this";
@@ -187,7 +198,7 @@ protected:
         qe_device_options d = {};
         d.struct_size = sizeof d;
         d.backend = QE_BACKEND_CPU;
-        d.threads = 1;                 /* so that the order of allocations is the same each time */
+        d.threads = 1; /* so that the order of allocations is the same each time */
         ASSERT_TRUE(qe_test::is_ok(qe_device_create(&d, &device, &err), err));
     }
     void TearDown() override { qe_device_destroy(device); }
@@ -213,7 +224,7 @@ protected:
         ASSERT_TRUE(qe_test::is_ok(qe_engine_create(device, model, &o, &engine, &err), err));
         std::vector<int32_t> ids;
         ASSERT_TRUE(qe_test::is_ok(encode(model, prompt, &ids, &err), err));
-        ASSERT_GT(ids.size(), 4u);      /* more than one piece of max_batch_tokens */
+        ASSERT_GT(ids.size(), 4u); /* more than one piece of max_batch_tokens */
         counts->run = each_fails("run", [&](qe_error *e) {
             const qe_tokenizer *t = qe_model_tokenizer(model);
             int32_t out[64];
@@ -278,9 +289,11 @@ TEST_F(NoMemory, ShardedSafetensors) {
         add(l, p + "mlp.down_proj.weight", {kHidden, kFfn});
         for (const char *n : {"input_layernorm", "post_attention_layernorm"}) add(l, p + n + ".weight", {kHidden});
     }
-    for (int s = 0; s < 2; s++) folder.write("s" + std::to_string(s) + ".safetensors", safetensors(head[s] + "}", data[s]));
+    for (int s = 0; s < 2; s++)
+        folder.write("s" + std::to_string(s) + ".safetensors", safetensors(head[s] + "}", data[s]));
     folder.write("model.safetensors.index.json", index + "}}");
-    std::string config = folder.write("config.json",
+    std::string config = folder.write(
+        "config.json",
         "{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":64,\"intermediate_size\":96,\"num_hidden_layers\":2,"
         "\"num_attention_heads\":2,\"num_key_value_heads\":1,\"rms_norm_eps\":1e-5,\"max_position_embeddings\":128,"
         "\"vocab_size\":40,\"rope_theta\":10000.0,\"hidden_act\":\"silu\",\"tie_word_embeddings\":true}");
@@ -310,4 +323,4 @@ TEST(NoMemoryDevice, WithOneThreadAndWithThree) {
     }
 }
 
-}  // namespace
+} // namespace

@@ -1,6 +1,7 @@
 /* JSON text (RFC 8259) to a jansson tree. The lexer is ours because jansson's ignores failed growths of its token
  * buffer (2.14; 2.15 too): a character is dropped, and then an assertion aborts the process or, where the closing quote
- * was dropped, memory is overrun. jansson's values report every failure, so nothing but QE_E_NOMEM comes of one here. */
+ * was dropped, memory is overrun. jansson's values report every failure, so nothing but QE_E_NOMEM comes of one here.
+ */
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,17 +13,18 @@
 
 typedef struct parser {
     const char *text, *where;
-    size_t      bytes, at;
-    uint32_t    depth, max_depth;
-    char       *token;              /* the string or number at hand, unescaped and NUL-terminated */
-    size_t      length, room;
-    qe_error   *err;
+    size_t bytes, at;
+    uint32_t depth, max_depth;
+    char *token; /* the string or number at hand, unescaped and NUL-terminated */
+    size_t length, room;
+    qe_error *err;
 } parser;
 
 /* ---- failures --------------------------------------------------------------------------------------------------- */
 
-__attribute__((format(printf, 3, 4))) static qe_status fail(const parser *p, qe_status status, const char *format, ...) {
-    char    text[160];
+__attribute__((format(printf, 3, 4))) static qe_status fail(const parser *p, qe_status status, const char *format,
+                                                            ...) {
+    char text[160];
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
@@ -42,7 +44,8 @@ static qe_status unexpected(const parser *p, const char *expected) {
     if (p->at >= p->bytes) return fail(p, QE_E_JSON, "the text ends, expected %s", expected);
     size_t length = qe_utf8_length(p->text + p->at, p->bytes - p->at);
     if (!length) return fail(p, QE_E_UTF8, "byte 0x%02x is not UTF-8", (unsigned char)p->text[p->at]);
-    return fail(p, QE_E_JSON, "expected %s, found '%s'", expected, qe_escape(p->text + p->at, length, shown, sizeof shown));
+    return fail(p, QE_E_JSON, "expected %s, found '%s'", expected,
+                qe_escape(p->text + p->at, length, shown, sizeof shown));
 }
 
 /* ---- tokens ----------------------------------------------------------------------------------------------------- */
@@ -65,7 +68,7 @@ static bool take(parser *p, char c) {
 static qe_status append(parser *p, const char *from, size_t bytes) {
     if (bytes >= p->room - p->length) {
         size_t room = 2 * p->room > p->length + bytes ? 2 * p->room : p->length + bytes + 1;
-        char  *token = realloc(p->token, room);
+        char *token = realloc(p->token, room);
         if (!token) return no_memory(p);
         p->token = token;
         p->room = room;
@@ -79,7 +82,9 @@ static qe_status append(parser *p, const char *from, size_t bytes) {
 static qe_status read_hex(parser *p, uint32_t *out) {
     uint32_t value = 0;
     for (int i = 0; i < 4; i++, p->at++) {
-        int c = peek(p), digit = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
+        int c = peek(p), digit = c >= '0' && c <= '9'                 ? c - '0'
+                                 : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10
+                                                                      : -1;
         if (c < 0 || digit < 0) return unexpected(p, "a hexadecimal digit");
         value = value << 4 | (uint32_t)digit;
     }
@@ -99,7 +104,7 @@ static qe_status read_code_point(parser *p) {
         if (low < 0xdc00 || low >= 0xe000) return fail(p, QE_E_JSON, "an escaped surrogate without its second half");
         c = 0x10000 + ((c - 0xd800) << 10) + (low - 0xdc00);
     }
-    char   out[4];
+    char out[4];
     size_t length = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
     static const unsigned char first[] = {0, 0, 0xc0, 0xe0, 0xf0};
     for (size_t i = length; i-- > 1; c >>= 6) out[i] = (char)(0x80 | (c & 0x3f));
@@ -126,7 +131,8 @@ static qe_status read_string(parser *p) {
     p->token[0] = 0;
     for (;;) {
         size_t from = p->at;
-        while (p->at < p->bytes && p->text[p->at] != '"' && p->text[p->at] != '\\' && (unsigned char)p->text[p->at] >= 0x20) {
+        while (p->at < p->bytes && p->text[p->at] != '"' && p->text[p->at] != '\\' &&
+               (unsigned char)p->text[p->at] >= 0x20) {
             size_t length = qe_utf8_length(p->text + p->at, p->bytes - p->at);
             if (!length) return unexpected(p, "a string");
             p->at += length;
@@ -145,7 +151,7 @@ static bool take_digits(parser *p) {
 }
 
 static qe_status read_integer(parser *p, const char *digits, json_t **out) {
-    bool    negative = *digits == '-';
+    bool negative = *digits == '-';
     int64_t value = 0;
     for (const char *d = digits + negative; d < p->text + p->at; d++)
         if (__builtin_mul_overflow(value, 10, &value) || __builtin_sub_overflow(value, *d - '0', &value))
@@ -157,7 +163,7 @@ static qe_status read_integer(parser *p, const char *digits, json_t **out) {
 
 static qe_status read_number(parser *p, json_t **out) {
     size_t from = p->at;
-    bool   real = false;
+    bool real = false;
     take(p, '-');
     if (!take(p, '0') && !take_digits(p)) return unexpected(p, "a value");
     if (take(p, '.')) {
@@ -179,8 +185,10 @@ static qe_status read_number(parser *p, json_t **out) {
 }
 
 static qe_status read_word(parser *p, json_t **out) {
-    static const struct { const char *word; json_t *(*make)(void); } words[] = {
-        {"true", json_true}, {"false", json_false}, {"null", json_null}};
+    static const struct {
+        const char *word;
+        json_t *(*make)(void);
+    } words[] = {{"true", json_true}, {"false", json_false}, {"null", json_null}};
     for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
         size_t length = strlen(words[i].word);
         if (p->bytes - p->at < length || memcmp(p->text + p->at, words[i].word, length)) continue;
@@ -210,9 +218,9 @@ static qe_status read_items(parser *p, json_t *array) {
 }
 
 static qe_status read_member(parser *p, json_t *object) {
-    char        short_key[64], *key = short_key, shown[64];
-    json_t     *value = NULL;
-    size_t      at = p->at, before = json_object_size(object);
+    char short_key[64], *key = short_key, shown[64];
+    json_t *value = NULL;
+    size_t at = p->at, before = json_object_size(object);
     if (!take(p, '"')) return unexpected(p, "a key");
     QE_TRY(read_string(p));
     if (p->length >= sizeof short_key && !(key = malloc(p->length + 1))) return no_memory(p);
@@ -222,7 +230,8 @@ static qe_status read_member(parser *p, json_t *object) {
     if (!status && json_object_set_new_nocheck(object, key, value)) status = no_memory(p);
     if (!status && json_object_size(object) == before) {
         p->at = at;
-        status = fail(p, QE_E_DUPLICATE, "the key \"%s\" is there twice", qe_escape(key, strlen(key), shown, sizeof shown));
+        status =
+            fail(p, QE_E_DUPLICATE, "the key \"%s\" is there twice", qe_escape(key, strlen(key), shown, sizeof shown));
     }
     if (key != short_key) free(key);
     return status;
@@ -247,8 +256,10 @@ static qe_status read_nested(parser *p, bool object, json_t **out) {
     if (!made) return no_memory(p);
     qe_status status = object ? read_members(p, made) : read_items(p, made);
     p->depth--;
-    if (status) json_decref(made);
-    else *out = made;
+    if (status)
+        json_decref(made);
+    else
+        *out = made;
     return status;
 }
 

@@ -81,6 +81,10 @@ INLINE vi vi_set1(int32_t v) { return _mm512_set1_epi32(v); }
 INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 INLINE vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
 INLINE vi vi_mul(vi a, vi b) { return _mm512_mullo_epi32(a, b); }
+#ifdef V_NO_ASM     /* tests: the same operations where they must be functions */
+INLINE vi vi_madd16(vi acc, vi a, vi b) { return _mm512_dpwssd_epi32(acc, a, b); }
+INLINE vi dot_small(vi acc, vi w, vi x) { return _mm512_dpbusd_epi32(acc, w, x); }
+#else
 /* gcc 12 copies, and with 24 accumulators spills, the destination of these intrinsics; "+v" ties it. */
 INLINE vi vi_madd16(vi acc, vi a, vi b) {
     __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
@@ -90,6 +94,7 @@ INLINE vi dot_small(vi acc, vi w, vi x) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
     return acc;
 }
+#endif
 INLINE vi dot_eight(vi acc, vi w, vi x) { return dot_small(acc, w, x); }
 INLINE vi vi_u8(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 INLINE vi vi_s8(const uint8_t *p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)); }
