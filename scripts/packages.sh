@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Installs the Debian/Ubuntu packages the build needs, as root or with passwordless sudo; otherwise prints the one
-# command and stops. Does nothing when all are there.
+# command and stops. Does nothing when all are there. Arguments are further packages, of checks and not of the build.
 set -u
 packages="build-essential cmake ninja-build pkg-config libjansson-dev libpcre2-dev libutf8proc-dev libopenblas-dev
-    libgtest-dev libsimde-dev python3-venv"
+    libgtest-dev libsimde-dev python3-venv $*"
 command -v dpkg-query >/dev/null || exit 0      # not Debian: CMake names what is missing
 missing=
 for p in $packages; do
