@@ -74,6 +74,32 @@ qe_status logits_of(const qe_model *model, std::vector<float> *out, qe_error *er
     return status;
 }
 
+// Not malformed: the one line a host's log gets about a model.
+TEST(ModelLog, SaysWhatWasOpened) {
+    std::vector<std::string> lines;
+    qe_log log = {};
+    log.ctx = &lines;
+    log.write = [](void *ctx, qe_log_level, const char *line) {
+        static_cast<std::vector<std::string> *>(ctx)->push_back(line);
+    };
+    qe_model_options o = {};
+    o.struct_size = sizeof o;
+    o.log = &log;
+    Gguf g = llama_gguf();
+    size_t weights = g.tensors.size();
+    g.tensors.push_back({"other.weight", {32}, 0, std::string(128, '\0')});
+    std::string bytes = g.bytes();
+    qe_reader reader;
+    qe_error err = {};
+    qe_model *model = nullptr;
+    ASSERT_TRUE(is_ok(qe_reader_memory(bytes.data(), bytes.size(), "m.gguf", &reader, &err), err));
+    ASSERT_TRUE(is_ok(qe_model_open_reader(reader, nullptr, 0, &o, &model, &err), err));
+    qe_model_close(model);
+    ASSERT_EQ(lines.size(), 1u);
+    EXPECT_EQ(lines[0], "m.gguf: llama, 2 layers, " + std::to_string(weights) + " of " + std::to_string(weights + 1) +
+                            " tensors are run");
+}
+
 // ---- keys ----------------------------------------------------------------------------------------------------------
 struct KeyCase {
     const char *row, *key;

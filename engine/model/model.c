@@ -5,6 +5,7 @@
 
 #include <qengine/tokenizer.h>
 
+#include "base/log.h"
 #include "model/family.h"
 
 enum {
@@ -57,19 +58,33 @@ static qe_status load(qe_model *model, uint32_t flags, qe_error *err) {
     return flags & QE_MODEL_NO_TOKENIZER ? QE_OK : qe_model_load_tokenizer(model, err);
 }
 
+/* What was opened; and tensors no layer reads, as of another variant of the family. */
+static void report(const qe_model *model, const qe_log *log) {
+    int64_t tensors = qe_store_tensor_count(model->store), bound = 0;
+    if (!model->family) {
+        qe_log_line(log, QE_LOG_INFO, "%s: %lld tensors, for inspection", qe_store_name(model->store), (long long)tensors);
+        return;
+    }
+    for (int64_t i = 0; i < model->hp.layers * QE_ROLE_COUNT; i++) bound += model->weights[i] >= 0;
+    if (model->hp.tied) bound--;       /* the embedding, a second time */
+    qe_log_line(log, QE_LOG_INFO, "%s: %s, %lld layers, %lld of %lld tensors are run", qe_store_name(model->store),
+                model->family->name, (long long)model->hp.layers, (long long)bound, (long long)tensors);
+}
+
 /* Takes the store over, also on failure. */
-static qe_status finish(qe_store *store, uint32_t flags, qe_model **out, qe_error *err) {
+static qe_status finish(qe_store *store, const qe_model_options *options, qe_model **out, qe_error *err) {
     qe_model *model = calloc(1, sizeof *model);
     if (!model) {
         qe_store_close(store);
         return qe_error_set(err, QE_E_NOMEM, "no memory for a model");
     }
     model->store = store;
-    qe_status status = load(model, flags, err);
+    qe_status status = load(model, options ? options->flags : 0, err);
     if (status) {
         qe_model_close(model);
         return status;
     }
+    if (options) report(model, options->log);
     *out = model;
     return QE_OK;
 }
@@ -81,7 +96,7 @@ qe_status qe_model_open(const char *path, const qe_model_options *options, qe_mo
     uint32_t flags = options ? options->flags : 0;
     qe_store *store;
     QE_TRY(qe_store_open(path, flags, options ? options->limits : NULL, &store, err));
-    return finish(store, flags, out, err);
+    return finish(store, options, out, err);
 }
 
 qe_status qe_model_open_reader(qe_reader reader, const char *config_json, size_t config_bytes,
@@ -97,7 +112,7 @@ qe_status qe_model_open_reader(qe_reader reader, const char *config_json, size_t
     qe_store *store;
     QE_TRY(
         qe_store_open_reader(reader, config_json, config_bytes, flags, options ? options->limits : NULL, &store, err));
-    return finish(store, flags, out, err);
+    return finish(store, options, out, err);
 }
 
 void qe_model_close(qe_model *model) {

@@ -52,7 +52,7 @@ typedef struct qe_model_options {
     uint32_t struct_size;              /* sizeof(qe_model_options) */
     uint32_t flags;                    /* QE_MODEL_* */
     const qe_model_limits *limits;     /* NULL: defaults; copied */
-    const qe_log *log;                 /* NULL: silent; must outlive the model */
+    const qe_log *log;                 /* one line about the model opened; NULL: silent. Used during the call */
 } qe_model_options;
 
 /* On failure *out is NULL. options may be NULL. A path is at most 4,095 bytes (QE_E_PATH). */
