@@ -1,5 +1,4 @@
-/* ref_model.c -- embedding lookup, rotary embedding with KV append, attention over paged fp16 or fp32 KV: plain loops in host
- * memory, for the reference and for any CPU backend without its own. */
+/* Embedding lookup, rotary embedding with KV append, attention over paged fp16 or fp32 KV: plain loops in host memory, for the reference and for any CPU backend without its own. */
 #include <string.h>
 
 #include "ref_internal.h"
