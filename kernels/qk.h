@@ -20,6 +20,7 @@
 #ifndef QK_H
 #define QK_H
 #include <stdbool.h>
+#include <string.h>
 #include <qengine/quant.h>
 #ifdef __cplusplus
 extern "C" {
@@ -38,7 +39,9 @@ typedef struct qk_device {   /* facts only: tests write one for any machine and 
     uint32_t unit_bytes;     /* shared memory a block may opt in to; L2 of one core */
     uint64_t cache_bytes, memory_bytes;
     char     name[64];
+    uint32_t flags;          /* QK_DEVICE_* */
 } qk_device;
+enum { QK_DEVICE_EMULATED = 1 };   /* runs the kernels for tests, not for speed: taken only by name */
 
 typedef void qk_task(void *arg, int32_t index, int32_t count);
 typedef struct qk_queue {    /* one ordered stream of work, owned by the caller; POD, copied freely */
@@ -178,6 +181,8 @@ typedef struct qk_plan {     /* plain data; equal inputs give equal plans on any
     const qk_row *row;
     int32_t  variant;            /* index into the row's instance list */
     int32_t  splits;             /* of K, at chunk borders */
+    int32_t  y_type, act;        /* the epilogue, as the qk_gemm asks for it */
+    uint32_t flags;
     uint32_t grid[3], block, shared_bytes;
     uint64_t workspace_bytes;
 } qk_plan;
@@ -188,6 +193,17 @@ struct qk_row {
     void      (*plan)(const qk_device *device, const qk_gemm *gemm, qk_plan *out);      /* pure */
     qe_status (*run)(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err);
 };
+/* What a row's plan() starts from: the epilogue, one split, else zero. qk_gemm_plan() does this. */
+static inline qk_plan qk_plan_begin(const qk_row *row, const qk_gemm *gemm) {
+    qk_plan plan;
+    memset(&plan, 0, sizeof plan);
+    plan.row = row;
+    plan.splits = 1;
+    plan.y_type = gemm->y_type;
+    plan.act = gemm->act;
+    plan.flags = gemm->flags;
+    return plan;
+}
 /* QE_E_UNSUPPORTED only if no row takes the epilogue asked for; err then names the last reason. */
 qe_status qk_gemm_plan(const qk_device *device, const qk_gemm *gemm, qk_plan *out, qk_reason *reasons, void *ctx,
                        qe_error *err);
@@ -257,6 +273,7 @@ typedef struct qk_backend {
     const qk_layout *const *layouts;                                  /* NULL-terminated, order of preference */
     const qk_row    *const *rows;                                     /* likewise */
     qk_ops      ops;
+    bool        linears_only;                                         /* no whole models: only prepare and GEMM work */
 } qk_backend;
 const qk_backend *qk_backend_of(int32_t id);                          /* NULL if not linked in */
 /* Each lives in its own folder. The registry refers to them weakly, so a build or a test may leave one out. */

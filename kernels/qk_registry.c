@@ -49,11 +49,8 @@ qe_status qk_gemm_plan(const qk_device *device, const qk_gemm *gemm, qk_plan *ou
     for (const qk_row *const *row = backend->rows; *row; row++) {
         if ((*row)->layout != gemm->w.layout) continue;
         if ((*row)->supports(device, gemm, &why)) {
-            qk_plan plan;
-            memset(&plan, 0, sizeof plan);
-            plan.splits = 1;
+            qk_plan plan = qk_plan_begin(*row, gemm);
             (*row)->plan(device, gemm, &plan);
-            plan.row = *row;
             *out = plan;
             return QE_OK;
         }

@@ -1,6 +1,7 @@
 // qe_linear on every backend that is linked in: schemes x ragged shapes against the reference (bits, for the integer
 // families) and against float64 (bounds), then the argument rules.
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <cmath>
@@ -531,6 +532,46 @@ TEST(Device, OptionsAreChecked) {
     EXPECT_EQ(qe_device_create(&longer.o, &d, &err), QE_E_ARGUMENT);
     EXPECT_EQ(d, nullptr);
     qe_device_destroy(nullptr);
+}
+
+// What AUTO takes has to run sessions: not the emulated GPU that is linked into this test.
+TEST(Device, AutoTakesWhatRunsModels) {
+    qe_device *d = nullptr;
+    qe_error err;
+    ASSERT_EQ(qe_device_create(nullptr, &d, &err), QE_OK) << err.message;
+    EXPECT_FALSE(d->backend->linears_only);
+    EXPECT_FALSE(d->facts.flags & QK_DEVICE_EMULATED);
+    EXPECT_EQ(d->facts.backend, qk_backend_of(QK_CPU) ? QK_CPU : QK_REF);
+    qe_device_destroy(d);
+    const qk_backend *cuda = qk_backend_of(QK_CUDA);
+    if (!cuda || !cuda->count()) GTEST_SKIP() << "no emulated GPU in this build";
+    Device named(QE_BACKEND_CUDA);
+    ASSERT_NE(named.handle, nullptr) << named.err.message;
+    EXPECT_TRUE(named.handle->backend->linears_only);
+}
+
+TEST(Device, PinsItsThreadsOnlyWhenAsked) {
+    cpu_set_t mine, own, seen[2];
+    ASSERT_EQ(sched_getaffinity(0, sizeof mine, &mine), 0);
+    if (CPU_COUNT(&mine) < 2) GTEST_SKIP() << "this process has a single CPU";
+    for (uint32_t flags : {0u, (uint32_t)QE_DEVICE_PIN_THREADS}) {
+        qe_device_options o = {};
+        qe_device *d = nullptr;
+        qe_error err;
+        o.struct_size = sizeof o, o.backend = QE_BACKEND_CPU, o.threads = 2, o.flags = flags;
+        ASSERT_EQ(qe_device_create(&o, &d, &err), QE_OK) << err.message;
+        qk_queue q = qe_device_queue(d, nullptr);
+        q.parallel(q.pool, [](void *arg, int32_t i, int32_t) { sched_getaffinity(0, sizeof(cpu_set_t), (cpu_set_t *)arg + i); },
+                   seen, 2);
+        EXPECT_EQ(CPU_COUNT(&seen[1]), flags ? 1 : CPU_COUNT(&mine));
+        ASSERT_EQ(sched_getaffinity(0, sizeof own, &own), 0);
+        EXPECT_TRUE(CPU_EQUAL(&own, &mine)) << "the caller's thread was bound";
+        qe_device_destroy(d);
+        d = nullptr;
+        o.threads = CPU_COUNT(&mine) + 1;
+        EXPECT_EQ(qe_device_create(&o, &d, &err), flags ? QE_E_ARGUMENT : QE_OK);
+        qe_device_destroy(d);
+    }
 }
 
 TEST(Device, EnvironmentOverridesAuto) {

@@ -123,22 +123,52 @@ static long topology(int cpu, const char *what) {
     return value;
 }
 
-int32_t qe_os_physical_cores(void) {
+/* CPUs of the affinity mask, the first of each core before the others; *cores of them are firsts, 0 where the topology is
+ * not known. */
+static int ordered_cpus(int32_t *out, int most, int *cores) {
     struct { long package, core; } seen[CPU_SETSIZE];
+    int32_t   later[CPU_SETSIZE];
     cpu_set_t set;
-    int cores = 0, cpus = qe_os_cpus();
-    if (sched_getaffinity(0, sizeof set, &set)) return cpus;
+    int       firsts = 0, laters = 0, count = 0;
+    *cores = 0;
+    if (sched_getaffinity(0, sizeof set, &set)) return 0;
+    bool known_topology = true;
     for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
         if (!CPU_ISSET(cpu, &set)) continue;
         long package = topology(cpu, "physical_package_id"), core = topology(cpu, "core_id");
         bool known = false;
-        if (core < 0) return cpus;
-        for (int i = 0; i < cores && !known; i++) known = seen[i].package == package && seen[i].core == core;
-        if (known) continue;
-        seen[cores].package = package;
-        seen[cores++].core = core;
+        known_topology = known_topology && core >= 0;
+        for (int i = 0; core >= 0 && i < firsts && !known; i++) known = seen[i].package == package && seen[i].core == core;
+        if (known) {
+            later[laters++] = cpu;
+            continue;
+        }
+        seen[firsts].package = package;
+        seen[firsts++].core = core;
+        if (count < most) out[count++] = cpu;
     }
+    for (int i = 0; i < laters && count < most; i++) out[count++] = later[i];
+    *cores = known_topology ? firsts : 0;
+    return count;
+}
+
+int32_t qe_os_physical_cores(void) {
+    int32_t list[CPU_SETSIZE];
+    int     cores, cpus = qe_os_cpus();
+    ordered_cpus(list, CPU_SETSIZE, &cores);
     return cores < 1 || cores > cpus ? cpus : cores;
+}
+
+int32_t qe_os_cpu_list(int32_t *out, int32_t most) {
+    int cores;
+    return ordered_cpus(out, most, &cores);
+}
+
+bool qe_os_pin_thread(int32_t cpu) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(cpu, &set);
+    return sched_setaffinity(0, sizeof set, &set) == 0;
 }
 
 const char *qe_os_env(const char *name) {

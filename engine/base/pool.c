@@ -182,6 +182,28 @@ void qe_pool_destroy(qe_pool *pool) {
     release(pool);
 }
 
+typedef struct pin_job {
+    const int32_t *cpus;
+    atomic_int     refused;
+} pin_job;
+
+static void pin_task(void *arg, int32_t index, int32_t count) {
+    pin_job *job = arg;
+    (void)count;
+    if (index > 0 && !qe_os_pin_thread(job->cpus[index])) atomic_fetch_add(&job->refused, 1);
+}
+
+qe_status qe_pool_pin(qe_pool *pool, qe_error *err) {
+    int32_t cpus[MAX_THREADS];
+    pin_job job = {.cpus = cpus};
+    int32_t found = qe_os_cpu_list(cpus, MAX_THREADS);
+    if (pool->threads > found)
+        return qe_error_set(err, QE_E_ARGUMENT, "%d threads cannot be pinned to %d CPUs", pool->threads, found);
+    qe_pool_run(pool, pin_task, &job, pool->threads);
+    int refused = atomic_load(&job.refused);
+    return refused ? qe_error_set(err, QE_E_UNSUPPORTED, "the system refused to pin %d threads", refused) : QE_OK;
+}
+
 int32_t qe_pool_threads(const qe_pool *pool) {
     return pool ? pool->threads : 1;
 }

@@ -1,5 +1,5 @@
 /* base/pool.h -- threads that run one task together, statically divided: index i of a task runs on thread i % threads,
- * the caller being thread 0. Nothing is pinned. Inside a task the floating-point state is round to nearest, no flush to
+ * the caller being thread 0. Nothing is pinned unasked. Inside a task the floating-point state is round to nearest, no flush to
  * zero, whatever the caller's is (restored on return).
  *
  * Concurrent callers take turns. A task never calls qe_pool_run of its own pool. In a forked child the workers are gone:
@@ -14,6 +14,10 @@ typedef void qe_pool_task(void *arg, int32_t index, int32_t count);
 qe_status qe_pool_create(int32_t threads, qe_pool **out, qe_error *err);   /* 1..1024 */
 void      qe_pool_destroy(qe_pool *pool);                                  /* joins; NULL is fine */
 int32_t   qe_pool_threads(const qe_pool *pool);
+
+/* Binds thread i to a CPU of its own, distinct cores first; the caller's thread 0 is left as it is. QE_E_ARGUMENT with
+ * fewer CPUs than threads, QE_E_UNSUPPORTED where the system refuses; the pool works either way. */
+qe_status qe_pool_pin(qe_pool *pool, qe_error *err);
 
 /* Runs task(arg, 0..count-1, count), each index once; returns when all are done. Fits qk_queue.parallel, hence void *;
  * NULL runs on the caller's thread. */

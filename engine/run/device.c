@@ -42,12 +42,12 @@ static qe_status read_options(const qe_device_options *in, qe_device_options *ou
         return qe_error_set(err, QE_E_ARGUMENT, "options.backend is %d, legal are 0 to 3", out->backend);
     if (out->flags & ~(uint32_t)QE_DEVICE_PIN_THREADS)
         return qe_error_set(err, QE_E_ARGUMENT, "options.flags 0x%x has unknown bits", out->flags);
-    if (out->flags & QE_DEVICE_PIN_THREADS)
-        return qe_error_set(err, QE_E_UNSUPPORTED, "pinned threads: give an executor with threads of your own");
     if (out->threads < 0 || out->threads > MAX_THREADS)
         return qe_error_set(err, QE_E_ARGUMENT, "options.threads is %d, legal are 0 to %d", out->threads, MAX_THREADS);
     if (out->executor && (out->threads || !out->executor->parallel || out->executor->threads < 1))
         return qe_error_set(err, QE_E_ARGUMENT, "options.executor needs a function and its threads, options.threads 0");
+    if (out->executor && out->flags & QE_DEVICE_PIN_THREADS)
+        return qe_error_set(err, QE_E_ARGUMENT, "options.flags pins threads, but options.executor brings its own");
     if (out->allocator && (!out->allocator->alloc || !out->allocator->release))
         return qe_error_set(err, QE_E_ARGUMENT, "options.allocator needs alloc and release");
     return QE_OK;
@@ -84,11 +84,11 @@ static qe_status limit_isa(qk_device *facts, qe_error *err) {
 }
 
 /* ---- creation ---------------------------------------------------------------------------------------------------- */
-/* AUTO leaves an emulated GPU alone: it is there for tests that name it. */
+/* AUTO takes what everything runs on, sessions too; linears alone and an emulated device are for those who name them. */
 static bool take_auto(const qk_backend *b, int32_t ordinal) {
     qk_device facts;
-    if (!b || b->count() <= ordinal) return false;
-    return b->id != QK_CUDA || (!b->describe(ordinal, &facts, NULL) && !strstr(facts.name, "mulat"));
+    if (!b || b->linears_only || b->count() <= ordinal) return false;
+    return !b->describe(ordinal, &facts, NULL) && !(facts.flags & QK_DEVICE_EMULATED);
 }
 
 static qe_status choose_backend(qe_device *d, const qe_device_options *o, qe_error *err) {
@@ -117,7 +117,8 @@ static qe_status create_threads(qe_device *d, const qe_device_options *o, qe_err
     }
     int32_t threads = o->threads ? o->threads : qe_os_physical_cores();
     d->facts.units = threads;
-    return qe_pool_create(threads, &d->pool, err);
+    QE_TRY(qe_pool_create(threads, &d->pool, err));
+    return o->flags & QE_DEVICE_PIN_THREADS ? qe_pool_pin(d->pool, err) : QE_OK;
 }
 
 qe_status qe_device_create(const qe_device_options *options, qe_device **out, qe_error *err) {

@@ -23,7 +23,7 @@ extern "C" {
 typedef struct qe_device qe_device;
 
 typedef enum qe_backend {
-    QE_BACKEND_AUTO = 0,  /* CUDA if a device is there and the library has its kernels, else CPU, else REF */
+    QE_BACKEND_AUTO = 0,  /* the fastest that runs whole models: CPU, else REF. CUDA serves linears to who names it */
     QE_BACKEND_REF = 1,   /* the scalar definition: slow, on every machine */
     QE_BACKEND_CPU = 2,
     QE_BACKEND_CUDA = 3
@@ -47,7 +47,9 @@ typedef struct qe_device_options {
     const qe_allocator *allocator;    /* NULL: the backend's own */
     const qe_log       *log;          /* NULL: silence */
 } qe_device_options;
-enum { QE_DEVICE_PIN_THREADS = 1 };   /* bind each pool thread to a core; never done unasked */
+/* Bind each thread of the pool to a core of its own, the first being left to the caller's thread, which is never bound.
+ * QE_E_ARGUMENT with more threads than CPUs. Never done unasked. */
+enum { QE_DEVICE_PIN_THREADS = 1 };
 
 /* options may be NULL. The environment is read here, once, and not in privileged processes: QE_BACKEND (auto, ref, cpu,
  * cuda) and QE_THREADS apply where the options say auto and 0; QE_ISA (avx2, scalar) holds back the CPU backend.

@@ -11,17 +11,15 @@ bool finish_supports(const qk_gemm *g, qk_why *why) {
 }
 
 void finish_plan(const qk_device *device, const qk_gemm *g, qk_plan *out) {
+    (void)g;     /* the plan has the epilogue already */
     out->block = (uint32_t)(device->units > 0 ? device->units : 1);
-    out->grid[0] = (uint32_t)g->y_type;
-    out->grid[1] = (uint32_t)g->act;
-    out->grid[2] = g->flags;
 }
 
 qe_status finish_begin(const qk_plan *plan, const qk_gemm_args *args, finish_job *out, qe_error *err) {
     out->args = args;
-    out->y_type = (int32_t)plan->grid[0];
-    out->act = (int32_t)plan->grid[1];
-    out->flags = plan->grid[2];
+    out->y_type = plan->y_type;
+    out->act = plan->act;
+    out->flags = plan->flags;
     int64_t n = args->w->shape.n;
     if (args->ldy < (out->flags & QK_GEMM_GATED ? n / 2 : n))
         return qe_error_set(err, QE_E_ARGUMENT, "ldy is %lld for n %lld", (long long)args->ldy, (long long)n);

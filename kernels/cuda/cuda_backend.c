@@ -40,4 +40,5 @@ const qk_backend qk_cuda_backend = {
     layouts,
     rows,
     {x_bytes, qk_cuda_prepare, embed, rope_append, attention_bytes, attention},
+    true,
 };

@@ -70,16 +70,8 @@ inline Epilogue epilogue_of(const qk_gemm_args *a, int y_type, int act, uint32_t
     return e;
 }
 
-// How run() learns the epilogue: a plan has no field for it, so it is coded in the plan's variant.
-//   bits 0-7: instance, 8-11: y type, 12-15: act, 16-23: flags
-inline int32_t variant_of(int instance, const qk_gemm *g) {
-    return int32_t(instance | g->y_type << 8 | g->act << 12 | int(g->flags) << 16);
-}
-inline int variant_instance(int32_t v) {
-    return v & 255;
-}
 inline Epilogue epilogue_of(const qk_plan *plan, const qk_gemm_args *a) {
-    return epilogue_of(a, plan->variant >> 8 & 15, plan->variant >> 12 & 15, uint32_t(plan->variant >> 16 & 255));
+    return epilogue_of(a, plan->y_type, plan->act, plan->flags);
 }
 inline bool float_output(const qk_gemm *g, qk_why *why) {
     if (g->y_type == QE_CODE_INT) return qk_no(why, "int8 output");

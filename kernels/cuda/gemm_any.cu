@@ -223,8 +223,6 @@ bool supports(const qk_device *, const qk_gemm *g, qk_why *why) {
     return true;
 }
 void plan(const qk_device *, const qk_gemm *g, qk_plan *out) {
-    out->variant = variant_of(0, g);
-    out->splits = 1;
     out->grid[0] = uint32_t((g->w.n + 2 * kColumns - 1) / (2 * kColumns));
     out->grid[1] = uint32_t((g->m + kTokens - 1) / kTokens), out->grid[2] = 1;
     out->block = kColumns * kTokens;
@@ -240,7 +238,7 @@ qe_status run(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *que
     a.whole_k = w.act.mode != QE_ACT_FLOAT && qk_whole_k(&w.quant, w.facts, &w.act, w.k);
     a.out = epilogue_of(plan, args);
     const bool int_output = a.out.type == QE_CODE_INT;
-    a.bias_q = int_output && (plan->variant >> 16 & QK_GEMM_BIAS) ? args->bias_q : nullptr;
+    a.bias_q = int_output && (plan->flags & QK_GEMM_BIAS) ? args->bias_q : nullptr;
     a.requant = int_output ? args->requant : nullptr, a.y_zero = args->y_zero;
     if (a.x.m == 0) return QE_OK;
     if (a.shape.chunk_k <= 0) a.shape.chunk_k = w.k;

@@ -166,15 +166,14 @@ bool supports_sm80(const qk_device *device, const qk_gemm *g, qk_why *why) {
 }
 void plan_sm80(const qk_device *, const qk_gemm *g, qk_plan *out) {
     const int instance = g->m <= 16, bt = instance ? 16 : 64;
-    out->variant = variant_of(instance, g);
-    out->splits = 1;
+    out->variant = instance;
     out->grid[0] = uint32_t((g->w.n + BN - 1) / BN), out->grid[1] = uint32_t((g->m + bt - 1) / bt), out->grid[2] = 1;
     out->block = kThreads;
     out->shared_bytes = uint32_t(kStages * (instance ? Stage<16>::kBytes : Stage<64>::kBytes));
 }
 qe_status run_sm80(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
     const Args a = args_of(plan, args);
-    const int bt = variant_instance(plan->variant) ? 16 : 64;
+    const int bt = plan->variant ? 16 : 64;
     if (a.m == 0) return QE_OK;
     dim3 grid(plan->grid[0], uint32_t((a.m + bt - 1) / bt));
     return launch(bt == 16 ? gemm<16> : gemm<64>, grid, plan->block, plan->shared_bytes, queue, "cuda/w4a16_sm80", err,
@@ -185,8 +184,6 @@ bool supports_simt(const qk_device *, const qk_gemm *g, qk_why *why) {
     return float_output(g, why);
 }
 void plan_simt(const qk_device *, const qk_gemm *g, qk_plan *out) {
-    out->variant = variant_of(0, g);
-    out->splits = 1;
     out->grid[0] = uint32_t((g->w.n + 63) / 64), out->grid[1] = uint32_t((g->m + 3) / 4), out->grid[2] = 1;
     out->block = kThreads;
 }

@@ -120,15 +120,14 @@ bool supports(const qk_device *device, const qk_gemm *g, qk_why *why) {
 }
 void plan(const qk_device *, const qk_gemm *g, qk_plan *out) {
     const int instance = g->m <= 32, bm = instance ? 32 : 128;
-    out->variant = variant_of(instance, g);
-    out->splits = 1;
+    out->variant = instance;
     out->grid[0] = uint32_t((g->w.n + BN - 1) / BN), out->grid[1] = uint32_t((g->m + bm - 1) / bm), out->grid[2] = 1;
     out->block = kThreads;
     out->shared_bytes = uint32_t(instance ? shared_bytes<32>() : shared_bytes<128>());
 }
 qe_status run(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
     const qk_shape &w = args->w->shape;
-    const int bm = variant_instance(plan->variant) ? 32 : 128;
+    const int bm = plan->variant ? 32 : 128;
     Args a{};
     a.x = static_cast<const int8_t *>(args->x.data), a.ld = args->x.ld, a.m = args->x.m;
     a.x_scale = args->x.scales, a.x_zero = args->x.zeros, a.x_static = w.act.mode == QE_ACT_STATIC;

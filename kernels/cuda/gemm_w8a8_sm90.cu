@@ -109,8 +109,6 @@ bool supports(const qk_device *device, const qk_gemm *g, qk_why *why) {
     return float_output(g, why);
 }
 void plan(const qk_device *, const qk_gemm *g, qk_plan *out) {
-    out->variant = variant_of(0, g);
-    out->splits = 1;
     out->grid[0] = uint32_t((g->w.n + BN - 1) / BN), out->grid[1] = uint32_t((g->m + BM - 1) / BM), out->grid[2] = 1;
     out->block = kThreads;
     out->shared_bytes = kSharedBytes;

@@ -172,8 +172,8 @@ static void finish(const qk_gemm_args *a, int32_t y_type, int64_t token, int64_t
 static void run_row(const ref_job *job, ref_decoded *d, float *keep, int64_t n) {
     const qk_gemm_args *a = job->args;
     const qk_shape *s = &a->w->shape;
-    int32_t y_type = (int32_t)job->plan->grid[0], act = (int32_t)job->plan->grid[1];
-    bool gated = job->plan->grid[2] & QK_GEMM_GATED;
+    int32_t y_type = job->plan->y_type, act = job->plan->act;
+    bool gated = job->plan->flags & QK_GEMM_GATED;
     const char *band = (const char *)a->w->blob + (size_t)(n / REF_BAND_ROWS) * qk_ref_canonical.band_bytes(s);
     qe_qtensor row;
     qk_ref_row_view(s, band, (int32_t)(n % REF_BAND_ROWS), &row);
@@ -220,16 +220,13 @@ static bool supports(const qk_device *device, const qk_gemm *g, qk_why *why) {
 
 static void plan(const qk_device *device, const qk_gemm *g, qk_plan *out) {
     out->block = (uint32_t)(device->units > 0 ? device->units : 1);
-    out->grid[0] = (uint32_t)g->y_type;
-    out->grid[1] = (uint32_t)g->act;
-    out->grid[2] = g->flags;
     size_t slice = ((size_t)g->w.k * 12 + (size_t)g->m * 4 + 255) & ~(size_t)255;
     out->workspace_bytes = slice * out->block;
 }
 
 static qe_status run(const qk_plan *p, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
     const qk_shape *s = &args->w->shape;
-    bool gated = p->grid[2] & QK_GEMM_GATED;
+    bool gated = p->flags & QK_GEMM_GATED;
     if (args->ldy < (gated ? s->n / 2 : s->n))
         return qe_error_set(err, QE_E_ARGUMENT, "ldy is %lld for n %lld", (long long)args->ldy, (long long)s->n);
     if (s->act.mode == QE_ACT_FLOAT ? !ref_float_type(args->x.quant.code) : args->x.quant.code != QE_CODE_INT)

@@ -27,6 +27,7 @@ int select(int) {
     return 0;
 }
 int facts(int, qk_device *out) {
+    out->flags = QK_DEVICE_EMULATED;
     out->units = 132;
     out->sm = device().sm;
     out->unit_bytes = device().shared_bytes;
