@@ -18,16 +18,22 @@ int count(int *devices) {
     }
     return 0;
 }
+// A failure that is reported here must not be found again by the host application's cudaGetLastError(). A lost context
+// keeps its error whatever is cleared.
+int reported(cudaError_t code) {
+    if (code != cudaSuccess) (void)cudaGetLastError();
+    return code;
+}
 int current(int *ordinal) {
-    return cudaGetDevice(ordinal);
+    return reported(cudaGetDevice(ordinal));
 }
 int select(int ordinal) {
-    return cudaSetDevice(ordinal);
+    return reported(cudaSetDevice(ordinal));
 }
 int facts(int ordinal, qk_device *out) {
     cudaDeviceProp p;
     cudaError_t code = cudaGetDeviceProperties(&p, ordinal);
-    if (code != cudaSuccess) return code;
+    if (code != cudaSuccess) return reported(code);
     out->units = p.multiProcessorCount;
     out->sm = p.major * 10 + p.minor;
     out->unit_bytes = uint32_t(p.sharedMemPerBlockOptin);
@@ -37,25 +43,25 @@ int facts(int ordinal, qk_device *out) {
     return 0;
 }
 int alloc(void **out, size_t bytes) {
-    return cudaMalloc(out, bytes);
+    return reported(cudaMalloc(out, bytes));
 }
 int release(void *block) {
-    return cudaFree(block);
+    return reported(cudaFree(block));
 }
 int copy(void *dst, const void *src, size_t bytes, void *stream) {
-    return cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, static_cast<cudaStream_t>(stream));
+    return reported(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, static_cast<cudaStream_t>(stream)));
 }
 int wait(void *stream) {
-    return cudaStreamSynchronize(static_cast<cudaStream_t>(stream));
+    return reported(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)));
 }
 int launch(const qk_cuda_launch *l, void *stream) {
     if (l->shared_bytes > 48 * 1024) {
         cudaError_t code =
             cudaFuncSetAttribute(l->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(l->shared_bytes));
-        if (code != cudaSuccess) return code;
+        if (code != cudaSuccess) return reported(code);
     }
-    return cudaLaunchKernel(l->kernel, dim3(l->grid[0], l->grid[1], l->grid[2]), dim3(l->block), l->args,
-                            l->shared_bytes, static_cast<cudaStream_t>(stream));
+    return reported(cudaLaunchKernel(l->kernel, dim3(l->grid[0], l->grid[1], l->grid[2]), dim3(l->block), l->args,
+                                     l->shared_bytes, static_cast<cudaStream_t>(stream)));
 }
 int tensor_map(void *map, const void *base, uint64_t cols, uint64_t rows, uint64_t pitch, uint32_t box_rows) {
     using Encode = CUresult (*)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
@@ -65,7 +71,7 @@ int tensor_map(void *map, const void *base, uint64_t cols, uint64_t rows, uint64
     cudaDriverEntryPointQueryResult found;
     cudaError_t code =
         cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found);
-    if (code != cudaSuccess) return code;
+    if (code != cudaSuccess) return reported(code);
     if (found != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
     const cuuint64_t sizes[2] = {cols, rows}, pitches[1] = {pitch};
     const cuuint32_t box[2] = {128, box_rows}, steps[2] = {1, 1};
