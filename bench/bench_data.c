@@ -33,6 +33,11 @@ const bench_scheme *bench_scheme_find(const char *name, size_t bytes) {
     return NULL;
 }
 
+int bench_scheme_unknown(const char *name, size_t bytes) {
+    fprintf(stderr, "qbench: scheme \"%.*s\" is none of %s\n", (int)bytes, name, bench_scheme_names);
+    return BENCH_USAGE;
+}
+
 void bench_scheme_act(const bench_scheme *scheme, const qe_quant *quant, qe_act *out) {
     memset(out, 0, sizeof *out);
     if (scheme->float_input) return;
@@ -106,8 +111,8 @@ static void quantize_input(const qe_act *act, const float *x, int64_t k, int8_t 
     }
 }
 
-qe_status bench_check(const qe_qtensor *weight, const qe_act *act, int64_t chunk_k, const float *x, int64_t m,
-                      const float *y, double *worst, double *max_err, qe_error *err) {
+qe_status bench_check(const qe_qtensor *weight, const qe_act *act, int64_t chunk_k, bench_rounding u, const float *x,
+                      int64_t m, const float *y, double *worst, double *max_err, qe_error *err) {
     int64_t n = weight->n, k = weight->k, rows_step = n / 61 + 1, tokens_step = m / 7 + 1, samples = 0;
     float  *w = malloc((size_t)k * sizeof *w), *v = malloc((size_t)k * sizeof *v);
     int8_t *q = malloc((size_t)k);
@@ -120,7 +125,7 @@ qe_status bench_check(const qe_qtensor *weight, const qe_act *act, int64_t chunk
             quantize_input(act, x + token * k, k, q, v);
             qk_oracle o = qk_oracle_dot(v, w, k);
             double    off = fabs((double)y[token * n + row] - o.y);
-            double    bound = qk_oracle_bound(o, k, chunk_k, 0x1p-22, 0x1p-20) + fabs(o.y) * 0x1p-23;
+            double    bound = qk_oracle_bound(o, k, chunk_k, 0x1p-22, 0x1p-20 + u.u_w) + fabs(o.y) * u.u_y;
             if (!(off / bound <= *worst)) *worst = off / bound;      /* NaN counts as worst */
             if (!(off <= largest)) largest = off;
             squares += o.y * o.y;

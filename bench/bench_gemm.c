@@ -1,16 +1,19 @@
 /* bench_gemm.c -- one quantized linear through the public interface: checked, then timed against roofs and a baseline.
  *
  * Rounds interleave all that is compared: roofs, our call, the baseline. Each call uses another copy of the weight, so
- * that together they exceed the caches (unless --warm). */
+ * that together they exceed the caches (unless --warm). On the CPU x and y are float32 and a call returns when it is
+ * done; on CUDA they are float16, as the baseline's are, and a sample is one replay of a graph of calls. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include <qengine/num.h>
+
 #include "bench.h"
 #include "qk.h"
 
-enum { COPIES_MAX = 64, ROUNDS_MAX = 201 };
-static const double rotate_bytes = 192e6;      /* larger than the last-level caches of the machines we meet */
+enum { COPIES_MAX = 1024, ROUNDS_MAX = 201, GRAPH_CALLS_MAX = 4096 };
+static const double rotate_bytes = 192e6;      /* larger than the last-level caches of the CPUs we meet; GPUs: 3 x L2 */
 
 typedef struct gemm_run {
     const bench_options *options;
@@ -19,6 +22,10 @@ typedef struct gemm_run {
     qe_device_info       info;
     qe_pool             *pool;
     bench_roof_meter    *meter;
+    bench_cuda          *cuda;                 /* NULL on the CPU; so are the next two */
+    bench_gpu_meter     *gpu_meter;
+    bench_cublaslt      *blas;
+    int32_t              io_type;              /* of x and y */
     const qk_backend    *backend;
     qk_device            facts;
     qk_queue             queue;
@@ -34,97 +41,205 @@ typedef struct gemm_run {
     bool                 failed_check;
 } gemm_run;
 
-/* Buffers of one m; `dev_` ones lie where the backend works. */
+/* Buffers of one m; `dev_` ones lie where the backend works. x and y are exactly what those hold. */
 typedef struct gemm_buffers {
-    float *x, *y;
-    void  *dev_x, *dev_y, *workspace;
-    size_t workspace_bytes;
+    float    *x, *y;
+    uint16_t *half;                            /* staging where x and y are float16 */
+    void     *dev_x, *dev_y, *workspace;
+    size_t    workspace_bytes;
+    int64_t   m;
+    gemm_run *run;
 } gemm_buffers;
 
+static size_t io_bytes(const gemm_run *run) { return run->io_type == QE_CODE_F16 ? 2 : 4; }
+
 static void buffers_free(gemm_run *run, gemm_buffers *b) {
-    free(b->x), free(b->y);
+    free(b->x), free(b->y), free(b->half);
     run->backend->release(&run->facts, b->dev_x);
     run->backend->release(&run->facts, b->dev_y);
     run->backend->release(&run->facts, b->workspace);
 }
 
 static qe_status buffers_make(gemm_run *run, int64_t m, gemm_buffers *b, qe_error *err) {
-    size_t x_bytes = (size_t)(m * run->k) * sizeof(float), y_bytes = (size_t)(m * run->n) * sizeof(float);
+    size_t x_count = (size_t)(m * run->k), y_count = (size_t)(m * run->n), bytes = io_bytes(run);
     memset(b, 0, sizeof *b);
-    b->x = malloc(x_bytes);
-    b->y = calloc(1, y_bytes);
-    if (!b->x || !b->y) return qe_error_set(err, QE_E_NOMEM, "no memory for %lld tokens", (long long)m);
+    b->m = m, b->run = run;
+    b->x = malloc(x_count * sizeof(float));
+    b->y = calloc(y_count, sizeof(float));
+    b->half = calloc(x_count > y_count ? x_count : y_count, sizeof *b->half);
+    if (!b->x || !b->y || !b->half) return qe_error_set(err, QE_E_NOMEM, "no memory for %lld tokens", (long long)m);
     bench_random_floats(b->x, m * run->k, 17);
-    b->workspace_bytes = qe_linear_workspace(run->copies[0], m, QE_CODE_F32);
-    QE_TRY(run->backend->alloc(&run->facts, x_bytes, &b->dev_x, err));
-    QE_TRY(run->backend->alloc(&run->facts, y_bytes, &b->dev_y, err));
+    for (size_t i = 0; i < x_count && bytes == 2; i++) {
+        b->half[i] = qe_f32_to_f16(b->x[i]);
+        b->x[i] = qe_f16_to_f32(b->half[i]);
+    }
+    b->workspace_bytes = qe_linear_workspace(run->copies[0], m, run->io_type);
+    QE_TRY(run->backend->alloc(&run->facts, x_count * bytes, &b->dev_x, err));
+    QE_TRY(run->backend->alloc(&run->facts, y_count * bytes, &b->dev_y, err));
     QE_TRY(run->backend->alloc(&run->facts, b->workspace_bytes + 256, &b->workspace, err));
-    return run->backend->copy(&run->queue, b->dev_x, b->x, x_bytes, err);
-}
-
-static qe_status call(gemm_run *run, const gemm_buffers *b, int64_t m, qe_error *err) {
-    qe_linear_args args = {.struct_size = sizeof args, .m = m, .x = b->dev_x, .ldx = run->k, .x_type = QE_CODE_F32,
-                           .y_type = QE_CODE_F32, .y = b->dev_y, .ldy = run->n, .workspace = b->workspace,
-                           .workspace_bytes = b->workspace_bytes};
-    run->turn = (run->turn + 1) % run->copies_count;
-    QE_TRY(qe_linear_run(run->copies[run->turn], &args, err));
+    QE_TRY(run->backend->copy(&run->queue, b->dev_x, bytes == 2 ? (void *)b->half : b->x, x_count * bytes, err));
     return run->backend->wait(&run->queue, err);
 }
 
-static qe_status check(gemm_run *run, gemm_buffers *b, int64_t m, bench_result *r, qe_error *err) {
+/* m x n results of device memory as floats in b->y. */
+static qe_status read_back(gemm_run *run, gemm_buffers *b, const void *from, qe_error *err) {
+    size_t count = (size_t)(b->m * run->n), bytes = io_bytes(run);
+    QE_TRY(run->backend->copy(&run->queue, bytes == 2 ? (void *)b->half : b->y, from, count * bytes, err));
+    QE_TRY(run->backend->wait(&run->queue, err));
+    for (size_t i = 0; i < count && bytes == 2; i++) b->y[i] = qe_f16_to_f32(b->half[i]);
+    return QE_OK;
+}
+
+/* bench_enqueue: one call with the next copy of the weight. */
+static qe_status enqueue(void *ctx, void *stream, qe_error *err) {
+    gemm_buffers  *b = ctx;
+    gemm_run      *run = b->run;
+    qe_linear_args args = {.struct_size = sizeof args, .m = b->m, .x = b->dev_x, .ldx = run->k, .x_type = run->io_type,
+                           .y_type = run->io_type, .y = b->dev_y, .ldy = run->n, .workspace = b->workspace,
+                           .workspace_bytes = b->workspace_bytes, .stream = stream};
+    run->turn = (run->turn + 1) % run->copies_count;
+    return qe_linear_run(run->copies[run->turn], &args, err);
+}
+
+static qe_status call(gemm_run *run, gemm_buffers *b, qe_error *err) {
+    QE_TRY(enqueue(b, run->queue.stream, err));
+    return run->backend->wait(&run->queue, err);
+}
+
+static qe_status check(gemm_run *run, gemm_buffers *b, bench_result *r, qe_error *err) {
     qe_linear_info info;
+    bool           half = run->io_type == QE_CODE_F16;
+    bench_rounding u = {.u_w = half && run->scheme->float_input ? 0x1p-11 : 0, .u_y = half ? 0x1p-11 : 0x1p-23};
     double         worst;
     qe_linear_get_info(run->copies[0], &info);
-    QE_TRY(call(run, b, m, err));
-    QE_TRY(run->backend->copy(&run->queue, b->y, b->dev_y, (size_t)(m * run->n) * sizeof(float), err));
-    QE_TRY(run->backend->wait(&run->queue, err));
-    QE_TRY(bench_check(&run->weight, &info.act, info.chunk_k, b->x, m, b->y, &worst, &r->max_err, err));
+    QE_TRY(call(run, b, err));
+    QE_TRY(read_back(run, b, b->dev_y, err));
+    QE_TRY(bench_check(&run->weight, &info.act, info.chunk_k, u, b->x, b->m, b->y, &worst, &r->max_err, err));
     if (worst <= 1.0) return QE_OK;
     run->failed_check = true;
     return qe_error_set(err, QE_E_VALUE, "%s %lldx%lld m %lld: wrong result, %.3g times the error bound (%s)",
-                        run->scheme->name, (long long)run->n, (long long)run->k, (long long)m, worst, info.layout);
+                        run->scheme->name, (long long)run->n, (long long)run->k, (long long)b->m, worst, info.layout);
 }
 
-/* Calls to time as one sample: at least 200 us of them, so that the clock and the wake-up do not matter. */
-static qe_status sample(gemm_run *run, const gemm_buffers *b, int64_t m, int calls, double *us, qe_error *err) {
+/* ---- timing ------------------------------------------------------------------------------------------------------ */
+typedef struct gemm_times {
+    double ours[ROUNDS_MAX], base[ROUNDS_MAX], memory[ROUNDS_MAX], peak[ROUNDS_MAX];
+    bool   baseline, roofs;
+} gemm_times;
+
+static void progress(const gemm_run *run, int64_t m, int round) {
+    bench_progress("%s %lldx%lld m %lld: round %d of %d", run->scheme->name, (long long)run->n, (long long)run->k,
+                   (long long)m, round + 1, run->options->rounds);
+}
+
+/* One sample: `calls` calls, at least 200 us of them, so that the clock and the wake-up do not matter. */
+static qe_status sample(gemm_run *run, gemm_buffers *b, int calls, double *us, qe_error *err) {
     double begin = bench_now_us();
-    for (int i = 0; i < calls; i++) QE_TRY(call(run, b, m, err));
+    for (int i = 0; i < calls; i++) QE_TRY(call(run, b, err));
     *us = (bench_now_us() - begin) / calls;
     return QE_OK;
 }
 
-static qe_status time_rounds(gemm_run *run, gemm_buffers *b, int64_t m, bench_result *r, qe_error *err) {
-    int    rounds = run->options->rounds, calls = 1;
-    double ours[ROUNDS_MAX], base[ROUNDS_MAX], read[ROUNDS_MAX], peak[ROUNDS_MAX], first;
-    bool   baseline = run->dense && strcmp(run->options->baseline, "openblas-f32") == 0;
+static qe_status time_cpu(gemm_run *run, gemm_buffers *b, gemm_times *t, qe_error *err) {
+    double      first;
     bench_roofs roofs = {.read_gbps = NAN, .int8_tops = NAN, .fp32_tflops = NAN};
-    QE_TRY(sample(run, b, m, 1, &first, err));
-    if (first < 200) calls = (int)(200 / (first > 1 ? first : 1)) + 1;
-    for (int i = 0; i < rounds; i++) {
-        bench_progress("%s %lldx%lld m %lld: round %d of %d", run->scheme->name, (long long)run->n, (long long)run->k,
-                       (long long)m, i + 1, rounds);
+    QE_TRY(sample(run, b, 1, &first, err));
+    int calls = first < 200 ? (int)(200 / (first > 1 ? first : 1)) + 1 : 1;
+    t->baseline = run->dense && strcmp(run->options->baseline, "openblas-f32") == 0;
+    t->roofs = run->meter != NULL;
+    for (int i = 0; i < run->options->rounds; i++) {
+        progress(run, b->m, i);
         if (run->meter) bench_roof_measure(run->meter, &roofs);
-        read[i] = roofs.read_gbps, peak[i] = run->act.mode == QE_ACT_FLOAT ? roofs.fp32_tflops : roofs.int8_tops;
-        QE_TRY(sample(run, b, m, calls, &ours[i], err));
+        t->memory[i] = roofs.read_gbps, t->peak[i] = run->act.mode == QE_ACT_FLOAT ? roofs.fp32_tflops : roofs.int8_tops;
+        QE_TRY(sample(run, b, calls, &t->ours[i], err));
         double begin = bench_now_us();
-        if (baseline) bench_openblas_gemm(m, run->n, run->k, b->x, run->dense, b->y);
-        base[i] = bench_now_us() - begin;
+        if (t->baseline) bench_openblas_gemm(b->m, run->n, run->k, b->x, run->dense, b->y);
+        t->base[i] = bench_now_us() - begin;
     }
-    r->us_median = bench_quantile(ours, rounds, 0.5);
-    r->us_p10 = bench_quantile(ours, rounds, 0.1), r->us_p90 = bench_quantile(ours, rounds, 0.9);
-    double operations = 2.0 * (double)m * (double)run->n * (double)run->k;
+    return QE_OK;
+}
+
+/* The FP16 product of the same values, which must come out the same before it may be a yardstick. */
+static qe_status make_blas(gemm_run *run, gemm_buffers *b, qe_error *err) {
+    size_t    count = (size_t)(run->n * run->k), x_count = (size_t)(b->m * run->k);
+    uint16_t *w = malloc(count * sizeof *w), *x = malloc(x_count * sizeof *x);
+    double    rotate = run->options->warm ? 0 : fmax(rotate_bytes, 3.0 * (double)run->facts.cache_bytes), worst = 0;
+    qe_status status = w && x ? QE_OK : qe_error_set(err, QE_E_NOMEM, "no memory for the FP16 weight");
+    for (size_t i = 0; i < count && !status; i++) w[i] = qe_f32_to_f16(run->dense[i]);
+    for (size_t i = 0; i < x_count && !status; i++) x[i] = qe_f32_to_f16(b->x[i]);
+    if (!status)
+        status = bench_cublaslt_create(run->cuda, false, b->m, run->n, run->k, x, w, rotate, &run->blas, err);
+    if (!status) status = bench_cublaslt_enqueue(run->blas, run->queue.stream, err);
+    if (!status) status = read_back(run, b, bench_cublaslt_y(run->blas), err);
+    for (int64_t i = 0; i < 64 && !status; i++) {
+        int64_t token = i * 7919 % b->m, row = i * 104729 % run->n;
+        double  sum = 0, magnitude = 0;
+        for (int64_t k = 0; k < run->k; k++) {
+            double p = (double)b->x[token * run->k + k] * qe_f16_to_f32(w[row * run->k + k]);
+            sum += p, magnitude += fabs(p);
+        }
+        double off = fabs(b->y[token * run->n + row] - sum) / (magnitude * 0x1p-10 + 0x1p-24);
+        if (!(off <= worst)) worst = off;
+    }
+    free(w), free(x);
+    if (!status && !(worst <= 1)) status = qe_error_set(err, QE_E_VALUE, "the baseline computes something else");
+    return status;
+}
+
+static qe_status graph_of(gemm_run *run, bench_enqueue *enqueue_one, void *ctx, int copies, bench_graph **out, qe_error *err) {
+    bench_graph *probe;
+    double       us;
+    QE_TRY(bench_cuda_record(run->cuda, enqueue_one, ctx, copies, &probe, err));
+    qe_status status = bench_cuda_replay(run->cuda, probe, &us, err);
+    if (!status) status = bench_cuda_replay(run->cuda, probe, &us, err);
+    bench_graph_destroy(probe);
+    QE_TRY(status);
+    /* Whole turns through the copies, at least 2 ms. */
+    int turns = 1 + (int)(2000 / (us * copies)), calls = turns * copies;
+    return bench_cuda_record(run->cuda, enqueue_one, ctx, calls < GRAPH_CALLS_MAX ? calls : copies, out, err);
+}
+
+static qe_status time_cuda(gemm_run *run, gemm_buffers *b, gemm_times *t, qe_error *err) {
+    bench_graph *ours = NULL, *base = NULL;
+    bench_roofs  roofs;
+    t->baseline = run->dense && strcmp(run->options->baseline, "cublaslt-f16") == 0;
+    t->roofs = run->gpu_meter != NULL;
+    qe_status status = t->baseline ? make_blas(run, b, err) : QE_OK;
+    if (!status) status = graph_of(run, enqueue, b, run->copies_count, &ours, err);
+    if (!status && t->baseline)
+        status = graph_of(run, bench_cublaslt_enqueue, run->blas, bench_cublaslt_copies(run->blas), &base, err);
+    for (int i = 0; i < run->options->rounds && !status; i++) {
+        progress(run, b->m, i);
+        status = bench_gpu_meter_measure(run->gpu_meter, &roofs, err);
+        t->memory[i] = roofs.copy_gbps, t->peak[i] = run->act.mode == QE_ACT_FLOAT ? roofs.fp16_tflops : roofs.int8_tops;
+        if (!status) status = bench_cuda_replay(run->cuda, ours, &t->ours[i], err);
+        if (!status && base) status = bench_cuda_replay(run->cuda, base, &t->base[i], err);
+    }
+    bench_graph_destroy(ours), bench_graph_destroy(base);
+    bench_cublaslt_destroy(run->blas);
+    run->blas = NULL;
+    return status;
+}
+
+static qe_status time_rounds(gemm_run *run, gemm_buffers *b, bench_result *r, qe_error *err) {
+    gemm_times t = {.baseline = false};
+    int        rounds = run->options->rounds;
+    QE_TRY(run->cuda ? time_cuda(run, b, &t, err) : time_cpu(run, b, &t, err));
+    r->us_median = bench_quantile(t.ours, rounds, 0.5);
+    r->us_p10 = bench_quantile(t.ours, rounds, 0.1), r->us_p90 = bench_quantile(t.ours, rounds, 0.9);
+    double operations = 2.0 * (double)b->m * (double)run->n * (double)run->k;
     double bits = qe_quant_bits_per_weight(&run->quant, run->n, run->k);
-    double bytes = bits / 8 * (double)(run->n * run->k) + 4.0 * (double)(m * (run->n + run->k));
+    double bytes = bits / 8 * (double)(run->n * run->k) + (double)io_bytes(run) * (double)(b->m * (run->n + run->k));
     r->tops = operations / r->us_median * 1e-6;
     r->gbps = bytes / r->us_median * 1e-3;
-    if (run->meter) {
-        double by_memory = bytes / bench_quantile(read, rounds, 0.5) * 1e-3;
-        double by_arithmetic = operations / bench_quantile(peak, rounds, 0.5) * 1e-6;
+    if (t.roofs) {
+        double by_memory = bytes / bench_quantile(t.memory, rounds, 0.5) * 1e-3;
+        double by_arithmetic = operations / bench_quantile(t.peak, rounds, 0.5) * 1e-6;
         r->roof_pct = 100 * fmax(by_memory, isfinite(by_arithmetic) ? by_arithmetic : 0) / r->us_median;
     }
-    if (!baseline) return QE_OK;
+    if (!t.baseline) return QE_OK;
     snprintf(r->baseline, sizeof r->baseline, "%s", run->options->baseline);
-    r->baseline_us = bench_quantile(base, rounds, 0.5);
+    r->baseline_us = bench_quantile(t.base, rounds, 0.5);
     r->speedup = r->baseline_us / r->us_median;
     return QE_OK;
 }
@@ -150,15 +265,16 @@ static qe_status one_m(gemm_run *run, int64_t m, qe_error *err) {
     snprintf(r.device, sizeof r.device, "%s", run->info.name);
     r.m = m, r.n = run->n, r.k = run->k, r.group = run->quant.group_k, r.threads = run->info.threads;
     qe_status status = buffers_make(run, m, &b, err);
-    if (!status) status = check(run, &b, m, &r, err);
-    if (!status && !run->options->check) status = time_rounds(run, &b, m, &r, err);
+    if (!status) status = check(run, &b, &r, err);
+    if (!status && !run->options->check) status = time_rounds(run, &b, &r, err);
     buffers_free(run, &b);
     if (!status) bench_report_add(run->report, &r);
     return status;
 }
 
 static qe_status make_copies(gemm_run *run, qe_error *err) {
-    qe_linear_options options = {.struct_size = sizeof options, .act = &run->act, .y_type = QE_CODE_F32};
+    qe_linear_options options = {.struct_size = sizeof options, .act = &run->act, .y_type = run->io_type};
+    double            rotate = fmax(rotate_bytes, run->cuda ? 3.0 * (double)run->facts.cache_bytes : 0);
     qe_linear_info    info;
     int               want = 1;
     for (run->copies_count = 0; run->copies_count < want; run->copies_count++) {
@@ -166,7 +282,7 @@ static qe_status make_copies(gemm_run *run, qe_error *err) {
         QE_TRY(qe_linear_create(run->device, &run->weight, &options, &run->copies[run->copies_count], err));
         if (run->copies_count || run->options->warm || run->options->explain || run->options->check) continue;
         qe_linear_get_info(run->copies[0], &info);
-        double copies = ceil(rotate_bytes / (double)info.packed_bytes) + 1;
+        double copies = ceil(rotate / (double)info.packed_bytes) + 1;
         want = copies > COPIES_MAX ? COPIES_MAX : (int)copies;
     }
     return QE_OK;
@@ -180,7 +296,7 @@ static qe_status one_shape(gemm_run *run, const bench_scheme *scheme, int64_t n,
     bench_scheme_act(scheme, &run->quant, &run->act);
     qe_status status = bench_weight(&run->quant, &run->act, n, k, 3, &run->weight, &run->block, err);
     if (!status) status = make_copies(run, err);
-    if (!status && strcmp(run->options->baseline, "openblas-f32") == 0 && !run->options->explain) {
+    if (!status && strcmp(run->options->baseline, "none") != 0 && !run->options->explain) {
         run->dense = malloc((size_t)(n * k) * sizeof *run->dense);
         if (!run->dense) status = qe_error_set(err, QE_E_NOMEM, "no memory for the FP32 weight");
         if (!status) status = qe_dequantize(&run->weight, 0, n, run->dense, k, err);
@@ -192,66 +308,53 @@ static qe_status one_shape(gemm_run *run, const bench_scheme *scheme, int64_t n,
     return status;
 }
 
-typedef struct shape { const char *name; int64_t n, k; } shape;
-static const shape shapes[] = {
-#define SHAPE(name, n, k) {name, n, k},
-#include "shapes.txt"
-#undef SHAPE
-};
-enum { SHAPES = sizeof shapes / sizeof shapes[0] };
-
-/* "4096x1024" or a name; calls back for each shape it stands for. Exit code. */
-static int each_scheme(gemm_run *run, int64_t n, int64_t k) {
-    qe_error err;
+static int each_scheme(void *ctx, int64_t n, int64_t k) {
+    gemm_run *run = ctx;
+    qe_error  err;
     for (const char *at = run->options->scheme; *at;) {
         size_t              bytes = strcspn(at, ",");
         const bench_scheme *scheme = bench_scheme_find(at, bytes);
-        if (!scheme) {
-            fprintf(stderr, "qbench: scheme \"%.*s\" is none of %s\n", (int)bytes, at, bench_scheme_names);
-            return BENCH_USAGE;
-        }
+        if (!scheme) return bench_scheme_unknown(at, bytes);
         if (one_shape(run, scheme, n, k, &err)) return bench_fail(&err);
         at += bytes + (at[bytes] == ',');
     }
     return BENCH_OK;
 }
 
-static int each_shape(gemm_run *run) {
-    const char *text = run->options->shape;
-    char       *end;
-    long long   n = strtoll(text, &end, 10), k = *end == 'x' ? strtoll(end + 1, &end, 10) : 0;
-    if (*end == 0 && n > 0 && k > 0 && n < 1 << 24 && k < 1 << 20) return each_scheme(run, n, k);
-    int found = 0, code = BENCH_OK;
-    for (int i = 0; i < SHAPES && !code; i++) {
-        if (strncmp(shapes[i].name, text, strlen(text)) != 0) continue;
-        found++;
-        code = each_scheme(run, shapes[i].n, shapes[i].k);
-    }
-    if (found) return code;
-    fprintf(stderr, "qbench: shape \"%s\" is neither NxK nor one of:", text);
-    for (int i = 0; i < SHAPES; i++) fprintf(stderr, " %s", shapes[i].name);
-    fputc('\n', stderr);
-    return BENCH_USAGE;
+static int open_cuda(gemm_run *run) {
+    qe_error err;
+    run->io_type = QE_CODE_F16;
+    if (run->options->explain) return BENCH_OK;
+    run->cuda = bench_cuda_create(run->info.ordinal, &err);
+    if (!run->cuda) return bench_fail(&err);
+    run->queue.stream = bench_cuda_stream(run->cuda);
+    if (run->options->check) return BENCH_OK;
+    return bench_gpu_meter_create(run->cuda, &run->gpu_meter, &err) ? bench_fail(&err) : BENCH_OK;
 }
 
 int bench_gemm(const bench_options *options, bench_report *report) {
-    gemm_run run = {.options = options, .report = report};
+    gemm_run run = {.options = options, .report = report, .io_type = QE_CODE_F32};
     qe_error err;
-    int      code = bench_device(options, &run.device);
+    if (options->gpu) return bench_explain_gpu(options);
+    int code = bench_device(options, &run.device);
     if (code) return code;
     qe_device_get_info(run.device, &run.info);
     run.backend = qk_backend_of(run.info.backend - QE_BACKEND_REF);
     run.queue.device = &run.facts;
     if (run.backend->describe(run.info.ordinal, &run.facts, &err)) {
         code = bench_fail(&err);
-    } else if (run.info.backend != QE_BACKEND_CUDA && !options->explain && !options->check) {
+    } else if (run.info.backend == QE_BACKEND_CUDA) {
+        code = open_cuda(&run);
+    } else if (!options->explain && !options->check) {
         if (qe_pool_create(run.info.threads, &run.pool, &err)) code = bench_fail(&err);
         if (!code) run.meter = bench_roof_create(run.pool, run.info.threads);
         bench_openblas_threads(run.info.threads);
         if (strcmp(options->baseline, "openblas-f32") == 0 && bench_openblas_core())
             fprintf(stderr, "baseline: OpenBLAS, core type %s\n", bench_openblas_core());
     }
-    if (!code) code = each_shape(&run);
+    if (!code) code = bench_each_shape(options->shape, each_scheme, &run);
+    bench_gpu_meter_destroy(run.gpu_meter);
+    bench_cuda_destroy(run.cuda);
     bench_roof_destroy(run.meter);
     qe_pool_destroy(run.pool);
     qe_device_destroy(run.device);

@@ -1,56 +1,147 @@
 #!/usr/bin/env python3
 """Draw roofline and speed-up pictures from qbench's JSON lines.
 
-usage: plot.py RESULTS.jsonl [OUT_PREFIX]      writes OUT_PREFIX-roofline.svg and, with baselines, OUT_PREFIX-speedup.svg
-Needs matplotlib."""
+usage: plot.py RESULTS.jsonl... [--out PREFIX] [--format svg|png]
+
+PREFIX-roofline.FORMAT  speed against operations per byte under the measured roofs (`qbench roofline --json`; one picture
+                        per device and thread count, so results of several machines may be given at once)
+PREFIX-speedup.FORMAT   times faster than the baseline, a line per scheme over m, a panel per shape; only with baselines
+PREFIX is by default the first file's name without its ending. Prints the names of the files written; exit 1 if there was
+nothing to draw or a file cannot be read, 2 on a wrong call. Needs matplotlib."""
+import argparse
 import json
 import sys
 
-
-def load(path):
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+MARKERS = "osD^vP*X<>"
 
 
-def roofline(rows, path):
+def load(paths):
+    """All result lines; a line that is no result names its file and number."""
+    rows = []
+    for path in paths:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                    row["kind"], row["scheme"], row["device"]
+                except (ValueError, KeyError, TypeError) as problem:
+                    raise SystemExit(f"{path}:{number}: not a result of qbench: {problem!r}")
+                rows.append(row)
+    return rows
+
+
+def machine(row):
+    return row["backend"], row["device"], row["threads"]
+
+
+def roof_lines(rows):
+    """{machine: ({name: GB/s of a memory roof}, {name: TOPS of an arithmetic roof})}"""
+    roofs = {}
+    for row in rows:
+        if row["kind"] == "roofline":
+            memory, arithmetic = roofs.setdefault(machine(row), ({}, {}))
+            if row["gbps"]:
+                memory[row["scheme"]] = row["gbps"]
+            if row["tops"]:
+                arithmetic[row["scheme"]] = row["tops"]
+    return roofs
+
+
+def style(schemes):
+    from matplotlib import colormaps
+    colors = colormaps["tab10"].colors
+    return {s: dict(color=colors[i % 10], marker=MARKERS[i % len(MARKERS)]) for i, s in enumerate(schemes)}
+
+
+def roofline(rows, where, roofs, path):
     import matplotlib.pyplot as plt
-    roofs = {row["scheme"]: row["tops"] or row["gbps"] for row in rows if row["kind"] == "roofline"}
-    gemms = [row for row in rows if row["kind"] == "gemm" and row["us_median"]]
+    gemms = [r for r in rows if r["kind"] == "gemm" and machine(r) == where and r["us_median"] and r["gbps"]]
+    if not gemms:
+        return False
     figure, axes = plt.subplots(figsize=(8, 5))
-    if "read" in roofs and "int8" in roofs:
-        at = [2.0 ** e for e in range(-2, 13)]
-        axes.plot(at, [min(roofs["read"] * x / 1e3, roofs["int8"]) for x in at], color="black", label="roof (int8, DRAM read)")
-    for scheme in sorted({row["scheme"] for row in gemms}):
-        points = [row for row in gemms if row["scheme"] == scheme]
-        axes.scatter([1e3 * row["tops"] / row["gbps"] for row in points], [row["tops"] for row in points], label=scheme, s=18)
-    axes.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="TOPS")
-    axes.legend()
+    intensity = [1e3 * r["tops"] / r["gbps"] for r in gemms]
+    low, high = min(intensity) / 2, max(intensity) * 4
+    memory, arithmetic = roofs.get(where, ({}, {}))
+    bandwidth = memory.get("read") or memory.get("copy")
+    for name, peak in sorted(arithmetic.items(), key=lambda item: -item[1]):
+        at = [low * (high / low) ** (i / 200) for i in range(201)]
+        axes.plot(at, [min(bandwidth * x / 1e3, peak) if bandwidth else peak for x in at], color="black", linewidth=0.9)
+        axes.annotate(f"{name} {peak:.3g} T{'OPS' if name == 'int8' else 'FLOPS'}", (high, peak), fontsize=8, ha="right", va="bottom")
+    if bandwidth:
+        axes.annotate(f"{bandwidth:.3g} GB/s", (low, bandwidth * low / 1e3), fontsize=8, rotation=30, va="bottom")
+    looks = style(sorted({r["scheme"] for r in gemms}))
+    for scheme, look in looks.items():
+        points = [(x, r["tops"]) for x, r in zip(intensity, gemms) if r["scheme"] == scheme]
+        axes.scatter(*zip(*points), label=scheme, s=22, **look)
+    axes.set(xscale="log", yscale="log", xlabel="operations per byte (weights, x and y once)", ylabel="10¹² operations/s",
+             title=f"{where[1]}, {where[0]}, {where[2]} threads" if where[0] != "cuda" else where[1])
+    axes.grid(True, which="both", linewidth=0.3)
+    axes.legend(fontsize=8, loc="lower right")
+    figure.tight_layout()
     figure.savefig(path)
+    plt.close(figure)
+    return True
 
 
 def speedup(rows, path):
     import matplotlib.pyplot as plt
-    gemms = [row for row in rows if row["kind"] == "gemm" and row["speedup"]]
-    if not gemms:
+    gemms = [r for r in rows if r["kind"] == "gemm" and r["speedup"]]
+    panels = sorted({(machine(r), r["baseline"], r["n"], r["k"]) for r in gemms}, key=lambda p: (p[0], p[1], p[2] * p[3], p))
+    if not panels:
         return False
-    figure, axes = plt.subplots(figsize=(8, 0.3 * len(gemms) + 1))
-    axes.barh([f'{row["scheme"]} {row["n"]}x{row["k"]} m={row["m"]}' for row in gemms], [row["speedup"] for row in gemms])
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set(xlabel=f'times faster than {gemms[0]["baseline"]}')
+    across = min(len(panels), 3)
+    down = -(-len(panels) // across)
+    figure, grid = plt.subplots(down, across, figsize=(4.2 * across, 3.2 * down), squeeze=False)
+    looks = style(sorted({r["scheme"] for r in gemms}))
+    for axes, (where, baseline, n, k) in zip(grid.flat, panels):
+        here = [r for r in gemms if (machine(r), r["baseline"], r["n"], r["k"]) == (where, baseline, n, k)]
+        for scheme in sorted({r["scheme"] for r in here}):
+            points = sorted((r["m"], r["speedup"]) for r in here if r["scheme"] == scheme)
+            axes.plot(*zip(*points), label=scheme, linewidth=1, markersize=4, **looks[scheme])
+        ticks = sorted({r["m"] for r in here})
+        axes.axhline(1, color="black", linewidth=0.8)
+        axes.set(xscale="log", xlabel="m (tokens)", ylabel=f"times {baseline}", title=f"{n} x {k}", ylim=(0, None))
+        axes.set_xticks(ticks, [str(t) for t in ticks])
+        axes.minorticks_off()
+        axes.grid(True, linewidth=0.3)
+        axes.legend(fontsize=7)
+    for axes in list(grid.flat)[len(panels):]:
+        axes.set_visible(False)
+    figure.suptitle(" · ".join(sorted({p[0][1] for p in panels})), fontsize=9)
     figure.tight_layout()
     figure.savefig(path)
+    plt.close(figure)
     return True
 
 
-def main(arguments):
-    if len(arguments) not in (1, 2):
-        print(__doc__, file=sys.stderr)
-        return 2
-    rows = load(arguments[0])
-    prefix = arguments[1] if len(arguments) == 2 else arguments[0].rsplit(".", 1)[0]
-    roofline(rows, prefix + "-roofline.svg")
-    speedup(rows, prefix + "-speedup.svg")
-    return 0
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="+")
+    parser.add_argument("--out", help="prefix of the pictures' names")
+    parser.add_argument("--format", choices=("svg", "png"), default="svg")
+    options = parser.parse_args()
+    try:
+        rows = load(options.results)
+    except OSError as problem:
+        raise SystemExit(f"plot.py: {problem}")
+    import matplotlib
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "qbench"       # equal results give equal pictures
+    prefix = options.out or options.results[0].rsplit(".", 1)[0]
+    roofs, written = roof_lines(rows), []
+    places = sorted({machine(r) for r in rows if r["kind"] == "gemm"})
+    for i, where in enumerate(places):
+        path = f"{prefix}-roofline{f'-{i + 1}' if len(places) > 1 else ''}.{options.format}"
+        if roofline(rows, where, roofs, path):
+            written.append(path)
+    path = f"{prefix}-speedup.{options.format}"
+    if speedup(rows, path):
+        written.append(path)
+    print(*written, sep="\n")
+    return 0 if written else 1
 
 
-sys.exit(main(sys.argv[1:]))
+if __name__ == "__main__":
+    sys.exit(main())

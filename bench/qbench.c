@@ -8,9 +8,10 @@
 static const char usage[] =
     "usage: qbench roofline [--threads T]\n"
     "       qbench gemm  [--backend auto|cpu|cuda|ref] [--scheme LIST] [--shape NAME|NxK] [--m LIST] [--group G]\n"
-    "                    [--baseline openblas-f32|none] [--threads T] [--rounds R] [--check] [--warm]\n"
+    "                    [--baseline openblas-f32|cublaslt-f16|none] [--threads T] [--rounds R] [--check] [--warm]\n"
     "       qbench model -m PATH [--prompt 512] [--gen 128] [--batch LIST] [--threads T] [--backend ...]\n"
-    "       qbench [gemm ...] --explain      why each layout and kernel was chosen or refused\n"
+    "       qbench [gemm ...] --explain [--gpu a100|l40s|h100|h200|b200]   why each layout and kernel was chosen or refused,\n"
+    "                    here, or on a GPU that need not be here\n"
     "results: a table on stdout; --json FILE (one object per line), --csv FILE, --md FILE; --commit TEXT is recorded\n";
 
 static int bad(const char *what, const char *value) {
@@ -88,6 +89,7 @@ static int parse(int argc, char **argv, bench_options *o) {
         {.name = "--shape", .text = &o->shape},       {.name = "--baseline", .text = &o->baseline},
         {.name = "--json", .text = &o->json},         {.name = "--csv", .text = &o->csv},
         {.name = "--md", .text = &o->md},             {.name = "--commit", .text = &o->commit},
+        {.name = "--gpu", .text = &o->gpu},
         {.name = "-m", .text = &o->model},            {.name = "--check", .flag = &o->check},
         {.name = "--warm", .flag = &o->warm},         {.name = "--explain", .flag = &o->explain},
         {.name = "--group", .value = &o->group, .lo = 16, .hi = 65536},
@@ -114,8 +116,11 @@ static int parse(int argc, char **argv, bench_options *o) {
     if (!one_of(o->baseline, baselines)) return bad("unknown baseline", o->baseline);
     if (strcmp(o->mode, "model") == 0 && !o->model) return bad("the model mode needs", "-m PATH");
     if (strcmp(o->baseline, "openblas-f32") == 0 && !bench_openblas_core()) return bad("built without", o->baseline);
-    /* Refused rather than left out of the table: a missing column reads like a measured one. */
-    if (strcmp(o->baseline, "cublaslt-f16") == 0) return bad("this version does not measure", o->baseline);
+    if (o->gpu && !o->explain) return bad("--gpu goes with --explain:", o->gpu);
+    if (strcmp(o->baseline, "cublaslt-f16") == 0) {
+        if (strcmp(o->backend, "auto") == 0) o->backend = "cuda";
+        if (strcmp(o->backend, "cuda") != 0) return bad("the baseline cublaslt-f16 does not go with --backend", o->backend);
+    }
     return BENCH_OK;
 }
 
@@ -126,6 +131,11 @@ int bench_device(const bench_options *options, qe_device **out) {
     qe_error          err;
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strcmp(options->backend, names[i].name) == 0) o.backend = names[i].backend;
+    const char *missing = strcmp(options->baseline, "cublaslt-f16") == 0 ? bench_cublaslt_missing() : NULL;
+    if (missing) {
+        fprintf(stderr, "qbench: no baseline cublaslt-f16: %s\n", missing);
+        return BENCH_NO_BACKEND;
+    }
     qe_status status = qe_device_create(&o, out, &err);
     if (!status) return BENCH_OK;
     bench_fail(&err);

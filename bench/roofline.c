@@ -92,7 +92,7 @@ void bench_roof_measure(bench_roof_meter *meter, bench_roofs *out) {
     out->read_gbps = BUFFER_BYTES / (bench_now_us() - begin) * 1e-3;
     out->int8_tops = arithmetic(meter, meter->int8);
     out->fp32_tflops = arithmetic(meter, meter->fp32);
-    out->copy_gbps = NAN;
+    out->copy_gbps = out->fp16_tflops = NAN;
     snprintf(out->isa, sizeof out->isa, "%s", meter->isa);
 }
 
@@ -105,6 +105,7 @@ int bench_roofline(const bench_options *options, bench_report *report) {
     if (code) return code;
     qe_device_get_info(device, &info);
     qe_device_destroy(device);
+    if (info.backend == QE_BACKEND_CUDA) return bench_roofline_cuda(&info, report);
     if (qe_pool_create(info.threads, &pool, &err)) return bench_fail(&err);
     bench_roof_meter *meter = bench_roof_create(pool, info.threads);
     if (!meter) {

@@ -31,7 +31,7 @@ TEST_F(Qbench, UsageErrorsExitWithTwo) {
     for (const char *arguments : {"", "nonsense", "gemm model", "gemm --m 0", "gemm --m 1,,2", "gemm --m", "gemm --scheme w3a3",
                                   "gemm --shape nothing", "gemm --shape 0x5", "gemm --backend tpu", "gemm --group 1", "model",
                                   "gemm --threads 0", "gemm --baseline mkl", "gemm --unknown", "model -m x --batch 0",
-                                  "gemm --baseline cublaslt-f16 --backend cpu"}) {
+                                  "gemm --baseline cublaslt-f16 --backend cpu", "gemm --gpu h100"}) {
         Outcome run = qbench(arguments);
         EXPECT_EQ(run.code, 2) << arguments << "\n" << run.err;
         EXPECT_FALSE(run.err.empty()) << arguments;
@@ -42,9 +42,13 @@ TEST_F(Qbench, UsageErrorsExitWithTwo) {
 
 TEST_F(Qbench, CudaWithoutGpuIsOneLineAndThree) {
     if (access("/dev/nvidiactl", F_OK) == 0) GTEST_SKIP() << "this machine has a GPU";
-    Outcome run = qbench("gemm --backend cuda --shape 256x256 --m 1");
-    EXPECT_EQ(run.code, 3) << run.err;
-    EXPECT_EQ(std::count(run.err.begin(), run.err.end(), '\n'), 1) << run.err;
+    for (const char *arguments : {"gemm --backend cuda --shape 256x256 --m 1", "gemm --baseline cublaslt-f16 --shape 256x256 --m 1",
+                                  "gemm --baseline cublaslt-f16 --backend cuda", "roofline --backend cuda"}) {
+        Outcome run = qbench(arguments);
+        EXPECT_EQ(run.code, 3) << arguments << run.err;
+        EXPECT_EQ(std::count(run.err.begin(), run.err.end(), '\n'), 1) << run.err;
+        EXPECT_TRUE(run.out.empty()) << run.out;
+    }
 }
 
 TEST_F(Qbench, MissingModelIsOneLineAndOne) {
@@ -65,6 +69,12 @@ std::vector<json_t *> json_lines(const std::string &text) {
     return rows;
 }
 
+std::string keys_of(json_t *row) {
+    std::string keys;
+    for (void *at = json_object_iter(row); at; at = json_object_iter_next(row, at)) keys += std::string(json_object_iter_key(at)) + " ";
+    return keys;
+}
+
 TEST_F(Qbench, EverySchemeIsCheckedAndWrittenAsJson) {
     qe_test::TempFolder folder;
     Outcome run = qbench("gemm --scheme w8a8,w4a8,w4a16,w8a16,q4_0,q5_0,q8_0,q4_k,q6_k --shape 96x512 --m 1,5 --threads 2 --rounds 1 --warm"
@@ -74,9 +84,8 @@ TEST_F(Qbench, EverySchemeIsCheckedAndWrittenAsJson) {
     EXPECT_EQ(rows.size(), 18u);
     std::set<std::string> schemes;
     for (json_t *row : rows) {
-        for (const char *key : {"kind", "backend", "impl", "scheme", "m", "n", "k", "group", "threads", "us_median", "us_p10", "us_p90",
-                                "tops", "gbps", "roof_pct", "baseline", "baseline_us", "speedup", "max_err", "device", "commit"})
-            EXPECT_NE(json_object_get(row, key), nullptr) << key;
+        EXPECT_EQ(keys_of(row), "kind backend impl scheme m n k group threads us_median us_p10 us_p90 tops gbps roof_pct baseline "
+                                "baseline_us speedup max_err device commit ");
         EXPECT_GT(json_number_value(json_object_get(row, "us_median")), 0);
         EXPECT_LT(json_number_value(json_object_get(row, "max_err")), 1e-3);
         schemes.insert(json_string_value(json_object_get(row, "scheme")));
@@ -86,6 +95,38 @@ TEST_F(Qbench, EverySchemeIsCheckedAndWrittenAsJson) {
     std::string csv = qe_test::read_file(folder.file("r.csv")), md = qe_test::read_file(folder.file("r.md"));
     EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 19);
     EXPECT_EQ(std::count(md.begin(), md.end(), '\n'), 20);
+    EXPECT_EQ(csv.substr(0, csv.find('\n')), "kind,backend,impl,scheme,m,n,k,group,threads,us_median,us_p10,us_p90,tops,gbps,roof_pct,"
+                                              "baseline,baseline_us,speedup,max_err,device,commit");
+    EXPECT_EQ(md.substr(0, 9), "| backend");
+}
+
+// bench/plot.py on what qbench wrote: both pictures, and nothing but a message for what is no result.
+TEST_F(Qbench, ResultsAreDrawn) {
+    const std::string python = QE_SOURCE_DIR "/build/venv/bin/python", plot = python + " " QE_SOURCE_DIR "/bench/plot.py ";
+    if (system((python + " -c 'import matplotlib' >/dev/null 2>&1").c_str()) != 0)
+        GTEST_SKIP() << "no matplotlib: python3 -m venv build/venv && build/venv/bin/pip install matplotlib";
+    qe_test::TempFolder folder;
+    Outcome roofs = qbench("roofline --threads 1 --json " + folder.file("roofs.jsonl"));
+    ASSERT_EQ(roofs.code, 0) << roofs.err;
+    Outcome gemms = qbench("gemm --scheme w8a8,q4_k --shape 96x256 --m 1,4 --threads 1 --rounds 1 --warm --json " + folder.file("gemms.jsonl"));
+    ASSERT_EQ(gemms.code, 0) << gemms.err;
+    const std::string files = folder.file("roofs.jsonl") + " " + folder.file("gemms.jsonl"), quiet = " >" + folder.file("out") + " 2>&1";
+    ASSERT_EQ(system((plot + files + " --out " + folder.file("plain") + quiet).c_str()), 0) << qe_test::read_file(folder.file("out"));
+    EXPECT_NE(qe_test::read_file(folder.file("plain-roofline.svg")).find("<svg"), std::string::npos);
+    EXPECT_NE(access(folder.file("plain-speedup.svg").c_str(), F_OK), 0) << "a speed-up without a baseline";
+
+    std::string rows = qe_test::read_file(folder.file("gemms.jsonl"));
+    const std::string alone = "\"baseline\":\"\",\"baseline_us\":null,\"speedup\":null";
+    for (size_t at; (at = rows.find(alone)) != std::string::npos;)
+        rows.replace(at, alone.size(), "\"baseline\":\"cublaslt-f16\",\"baseline_us\":9,\"speedup\":3");
+    const std::string compared = folder.write("compared.jsonl", rows);
+    ASSERT_EQ(system((plot + compared + " --format png" + quiet).c_str()), 0) << qe_test::read_file(folder.file("out"));
+    EXPECT_EQ(qe_test::read_file(folder.file("compared-speedup.png")).substr(1, 3), "PNG");
+    EXPECT_EQ(qe_test::read_file(folder.file("compared-roofline.png")).substr(1, 3), "PNG");
+
+    const std::string wrong = folder.write("wrong.jsonl", std::string("{\"kind\":\"gemm\"}\n"));
+    EXPECT_NE(system((plot + wrong + quiet).c_str()), 0);
+    EXPECT_NE(qe_test::read_file(folder.file("out")).find("wrong.jsonl:1"), std::string::npos) << qe_test::read_file(folder.file("out"));
 }
 
 TEST_F(Qbench, ExplainNamesTheChosenAndWhyNotTheOthers) {
