@@ -1,0 +1,100 @@
+// Every wrapper of kernels/cuda/ptx.cuh in the emulator: each kernel of ptx_conformance.cuh against its host answer, in
+// four schedules; and the table against the header, so that a wrapper without a kernel fails.
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <random>
+#include <regex>
+#include <set>
+#include <sstream>
+#include <vector>
+
+#define SIMT_EMULATE
+#include "simt/ptx_conformance.cuh"
+
+namespace {
+using namespace conformance;
+
+struct Words {
+    uint32_t *p;
+    explicit Words(size_t count) : p(static_cast<uint32_t *>(simt::device_alloc(count * 4))) {}
+    ~Words() { simt::device_free(p); }
+    Words(const Words &) = delete;
+};
+void fill(uint32_t *p, size_t count, Fill how, std::mt19937 &g) {
+    auto small = [&] { return float(int(g() % 17) - 8); };
+    for (size_t i = 0; i < count; i++) {
+        if (how == kBytes) {
+            p[i] = uint32_t(g());
+            continue;
+        }
+        const float lo = small(), hi = small();
+        p[i] = how == kHalves ? uint32_t(qe_f32_to_f16(lo)) | uint32_t(qe_f32_to_f16(hi)) << 16
+                              : uint32_t(qe_f32_to_bf16(lo)) | uint32_t(qe_f32_to_bf16(hi)) << 16;
+    }
+}
+std::set<std::string> split(const std::string &text) {
+    std::istringstream in(text);
+    std::set<std::string> out;
+    for (std::string word; in >> word;) out.insert(word);
+    return out;
+}
+
+TEST(SimtPtx, EveryKernelGivesTheHostsAnswer) {
+    const simt::Options schedules[] = {
+        {simt::Order::RoundRobin, simt::Async::Eager},
+        {simt::Order::Reverse, simt::Async::Lazy},
+        {simt::Order::Random, simt::Async::Lazy, 5},
+        {simt::Order::Random, simt::Async::Random, 9},
+    };
+    std::mt19937 g(1);
+    int runs = 0;
+    for (const Case &c : kCases)
+        for (const simt::Options &o : schedules) {
+            Words in(c.in_words), out(c.out_words);
+            fill(in.p, c.in_words, c.fill, g);
+            std::vector<uint32_t> want(c.out_words, 0);
+            std::memset(out.p, 0, c.out_words * 4);
+            Maps maps{};
+            if (c.kernel == tensor_loads)
+                simt::encode_tensor_map_2d(&maps.in, in.p, 1, kMapCols, kMapRows, kMapPitch, 128, 8, 128);
+            if (c.kernel == tensor_stores)
+                simt::encode_tensor_map_2d(&maps.out, out.p, 1, kOutCols, kOutRows, kOutPitch, 128, 8, 128);
+            const simt::Result r = simt::launch(c.kernel, 1, c.threads, c.shared, o, maps, in.p, out.p);
+            ASSERT_TRUE(r.ok) << c.wrappers << ": " << r.error;
+            c.reference(in.p, want.data());
+            for (size_t i = 0; i < want.size(); i++) ASSERT_EQ(out.p[i], want[i]) << c.wrappers << ", word " << i;
+            runs++;
+        }
+    EXPECT_GE(runs, 100);
+    std::printf("%d kernels, %d runs\n", int(std::size(kCases)), runs);
+}
+
+// What ptx.cuh defines: PTX_FN functions, and the names its wgmma macros expand.
+std::set<std::string> defined_wrappers() {
+    std::ifstream file(QE_SOURCE_DIR "/kernels/cuda/ptx.cuh");
+    EXPECT_TRUE(file.good());
+    std::set<std::string> names;
+    const std::regex function("^(?:template <[^>]*> )?PTX_FN [a-z0-9_ ]*?([a-z0-9_]+)\\("),
+        all("^WG_ALL\\(([a-z0-9_]+), "), one("^WG_SS\\(([a-z0-9_]+), ([0-9]+), ");
+    std::smatch m;
+    for (std::string line; std::getline(file, line);) {
+        if (std::regex_search(line, m, function) && line.back() != ';') names.insert(m[1]);
+        if (std::regex_search(line, m, one)) names.insert(m[1].str() + "<" + m[2].str() + ">");
+        if (std::regex_search(line, m, all))
+            for (const char *n : {"<16>", "<64>", "<128>", "<256>"}) names.insert(m[1].str() + n);
+        if (line.find("wgmma_desc(uint32_t") != std::string::npos) names.insert("wgmma_desc");
+    }
+    return names;
+}
+TEST(SimtPtx, EveryWrapperHasAKernel) {
+    const std::set<std::string> defined = defined_wrappers();
+    std::set<std::string> shown;
+    for (const Case &c : kCases)
+        for (const std::string &name : split(c.wrappers)) shown.insert(name);
+    EXPECT_GE(defined.size(), 60u);
+    for (const std::string &name : defined) EXPECT_TRUE(shown.count(name)) << "no conformance kernel for " << name;
+    for (const std::string &name : shown) EXPECT_TRUE(defined.count(name)) << name << " is not in ptx.cuh";
+    std::printf("%d wrappers\n", int(defined.size()));
+}
+} // namespace
