@@ -141,8 +141,17 @@ void tma_perform(Block *b, const Tma &op) {
     uint32_t row_bytes = m.box_cols * uint32_t(m.elem);
     for (uint32_t r = 0; r < m.box_rows; r++) {
         int64_t gr = int64_t(op.c1) + r;
-        for (uint32_t c = 0; c < m.box_cols; c++) {
+        // Whole 16-byte chunks inside the tensor move at once; the swizzle keeps them together.
+        const uint32_t chunk = 16 / uint32_t(m.elem);
+        for (uint32_t c = 0; c < m.box_cols;) {
             int64_t gc = int64_t(op.c0) + c;
+            if (c % chunk == 0 && gr >= 0 && gr < int64_t(m.rows) && gc >= 0 && gc + chunk <= int64_t(m.cols)) {
+                char *s = b->smem + (swizzle(op.smem + r * row_bytes + c * uint32_t(m.elem), m.swizzle) - kSmemBase);
+                char *g = const_cast<char *>(m.base) + gr * int64_t(m.pitch) + gc * m.elem;
+                std::memcpy(op.kind == Tma::Load ? s : g, op.kind == Tma::Load ? g : s, 16);
+                c += chunk;
+                continue;
+            }
             bool in = gr >= 0 && gr < int64_t(m.rows) && gc >= 0 && gc < int64_t(m.cols);
             char *s = b->smem + (swizzle(op.smem + r * row_bytes + c * uint32_t(m.elem), m.swizzle) - kSmemBase);
             char *g = const_cast<char *>(m.base) + gr * int64_t(m.pitch) + gc * m.elem;
@@ -153,6 +162,7 @@ void tma_perform(Block *b, const Tma &op) {
                     std::memset(s, 0, size_t(m.elem));
             } else if (in)
                 std::memcpy(g, s, size_t(m.elem));
+            c++;
         }
     }
     if (op.kind == Tma::Load) {

@@ -5,7 +5,7 @@
 namespace simt {
 struct Device {
     Options options; // schedule and asynchrony of every launch
-    int count = 1, sm = 90;
+    int count = 1, sm = 90, units = 132;
     uint32_t shared_bytes = 227 * 1024;
     uint64_t launches = 0;
     std::string error; // of the last failed launch

@@ -27,3 +27,13 @@ inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 h) { return h.bits; }
 inline __nv_bfloat162 __floats2bfloat162_rn(float a, float b) {
     return {__float2bfloat16_rn(a), __float2bfloat16_rn(b)};
 }
+inline __nv_bfloat162 __halves2bfloat162(__nv_bfloat16 a, __nv_bfloat16 b) { return {a, b}; }
+inline __nv_bfloat16 __hsub(__nv_bfloat16 a, __nv_bfloat16 b) { // a difference of two is exact in double
+    const double d = double(__bfloat162float(a)) - double(__bfloat162float(b));
+    float f = float(d); // to odd, so that the second rounding decides right
+    uint32_t w;
+    std::memcpy(&w, &f, 4);
+    if (double(f) != d && std::isfinite(f) && !(w & 1)) f = std::nextafterf(f, double(f) < d ? INFINITY : -INFINITY);
+    return __float2bfloat16_rn(f);
+}
+inline __nv_bfloat162 __hsub2(__nv_bfloat162 a, __nv_bfloat162 b) { return {__hsub(a.x, b.x), __hsub(a.y, b.y)}; }
