@@ -13,9 +13,9 @@ void qk_cuda_release(const qk_device *device, void *block);
 qe_status qk_cuda_copy(const qk_queue *queue, void *dst, const void *src, size_t bytes, qe_error *err);
 qe_status qk_cuda_wait(const qk_queue *queue, qe_error *err);
 
-extern const qk_layout qk_cuda_w8a8, qk_cuda_w4a16, qk_cuda_any;
-extern const qk_row qk_cuda_w8a8_sm90_row, qk_cuda_w8a8_sm80_row, qk_cuda_w4a16_sm80_row, qk_cuda_w4a16_simt_row,
-    qk_cuda_any_row;
+extern const qk_layout qk_cuda_w8a8, qk_cuda_w4a8, qk_cuda_w4a16, qk_cuda_any;
+extern const qk_row qk_cuda_w8a8_sm90_row, qk_cuda_w8a8_sm80_row, qk_cuda_w4a8_sm90_row, qk_cuda_w4a8_sm80_row,
+    qk_cuda_w4a16_sm90_row, qk_cuda_w4a16_sm80_row, qk_cuda_w4a16_simt_row, qk_cuda_any_row;
 qe_status qk_cuda_prepare(const qk_prepare *a, const qk_queue *queue, qe_error *err);
 
 /* ---- layout cuda/w8a8: bands of 128 rows; k padded to whole tiles of 128 columns.
@@ -29,23 +29,34 @@ static inline int64_t qk_w8_band_bytes(int64_t k) {
     return qk_w8_tiles(k) * QK_W8_TILE_BYTES + QK_W8_ROWS * 8;
 }
 
-/* ---- layout cuda/w4a16: bands of 64 rows; k padded to blocks of 64 columns.
- * band: [blocks][4 sub-bands of 16 rows][32 lanes][16 bytes] codes, then scales fp16 [groups][64], zeros u8
- * [groups][64]. Lane (g = lane / 4, c = lane % 4) holds word 2 * p + r for steps s = 2p, 2p + 1 of 16 columns and row
- * 8r + g: halfword h, bits 0-3: (s, column 2c + h), 4-7: (s, 8 + 2c + h), 8-15 the same of s + 1: the A fragments of
- * mma.m16n8k16 without a shuffle. */
-enum { QK_W4_ROWS = 64, QK_W4_BLOCK_K = 64, QK_W4_BLOCK_BYTES = QK_W4_ROWS * QK_W4_BLOCK_K / 2 };
+/* ---- layouts cuda/w4a8 and cuda/w4a16: bands of 128 rows; k padded to blocks of 128 columns.
+ * band: [blocks][2 halves of 64 rows][block]; w4a8 then has float scale[128], int32 sum of the row's products[128].
+ * block: 4096 bytes of codes in the order of A fragments, two channels' numbers per 32-bit load after them:
+ *   thread t (w = t / 32, g = t % 32 / 4, c = t % 4) holds rows 16w + g (r = 0) and 16w + g + 8 (r = 1); its word
+ *   j = 2 * step + r lies at j / 4 * 2048 + 16 * t + 4 * (j % 4)
+ *   w4a8:  step is 32 columns; byte i: column 4c + i in the low, 16 + 4c + i in the high nibble
+ *   w4a16: step is two times 16 columns; halfword h, bits 0-3: column 2c + h, 4-7: 8 + 2c + h; 8-15 the next 16
+ *   units: 1 for groups of a multiple of 128 columns or the row, else 4: one per 32 columns, repeated where groups are
+ *   wider. [units][64 rows] of 2 bytes at 32 * (row / 16) + 4 * (row % 8) + 2 * (row % 16 / 8):
+ *   w4a8: integer scale, zero; w4a16: fp16 scale, and if zeros differ [units][64] of 1 byte at half that offset. */
+enum { QK_W4_ROWS = 128, QK_W4_BLOCK_K = 128, QK_W4_CODE_BYTES = 4096 };
 static inline int64_t qk_w4_blocks(int64_t k) {
     return (k + QK_W4_BLOCK_K - 1) / QK_W4_BLOCK_K;
 }
-static inline int64_t qk_w4_group(const qe_quant *q, int64_t k) {
-    return q->group_k ? q->group_k : k;
+static inline int qk_w4_units(const qe_quant *q, int64_t k) {
+    return q->group_k == 0 || q->group_k >= k || q->group_k % QK_W4_BLOCK_K == 0 ? 1 : 4;
 }
-static inline int64_t qk_w4_groups(const qe_quant *q, int64_t k) {
-    return (k + qk_w4_group(q, k) - 1) / qk_w4_group(q, k);
+static inline int64_t qk_w4a8_block_bytes(const qe_quant *q, int64_t k) {
+    return QK_W4_CODE_BYTES + qk_w4_units(q, k) * 128;
 }
-static inline int64_t qk_w4_band_bytes(const qe_quant *q, int64_t k) {
-    return qk_w4_blocks(k) * QK_W4_BLOCK_BYTES + (qk_w4_groups(q, k) * QK_W4_ROWS * 3 + 15) / 16 * 16;
+static inline int64_t qk_w4a16_block_bytes(const qe_quant *q, int64_t k) {
+    return QK_W4_CODE_BYTES + qk_w4_units(q, k) * (q->zero == QE_ZERO_POINT ? 192 : 128);
+}
+static inline int64_t qk_w4a8_band_bytes(const qe_quant *q, int64_t k) {
+    return qk_w4_blocks(k) * 2 * qk_w4a8_block_bytes(q, k) + QK_W4_ROWS * 8;
+}
+static inline int64_t qk_w4a16_band_bytes(const qe_quant *q, int64_t k) {
+    return qk_w4_blocks(k) * 2 * qk_w4a16_block_bytes(q, k);
 }
 
 /* ---- layout cuda/any: bands of 16 rows, each row a record of the canonical arrays of that row alone, at byte offsets

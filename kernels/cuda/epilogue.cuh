@@ -58,6 +58,23 @@ struct Epilogue {
         store(m, column, activate(v0, act));
         if (second) store(m, column + 1, activate(v1, act));
     }
+    // Columns column .. column + 3, column a multiple of 4; halves leave in one 8-byte store where they may.
+    PTX_FN void quad(int64_t m, int64_t column, const float (&v)[4]) const {
+        if (gated || residual || type == QE_CODE_F32 || column + 4 > n || (ldy & 3) ||
+            (reinterpret_cast<uintptr_t>(y) & 7)) {
+            pair(m, column, v[0], v[1]);
+            pair(m, column + 2, v[2], v[3]);
+            return;
+        }
+        uint16_t h[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float w = activate(bias ? qe_add(v[i], bias[column + i]) : v[i], act);
+            h[i] = type == QE_CODE_F16 ? qe_f32_to_f16(w) : qe_f32_to_bf16(w);
+        }
+        const uint2 word{uint32_t(h[0]) | uint32_t(h[1]) << 16, uint32_t(h[2]) | uint32_t(h[3]) << 16};
+        *reinterpret_cast<uint2 *>(static_cast<uint16_t *>(y) + m * ldy + column) = word;
+    }
 };
 
 inline Epilogue epilogue_of(const qk_gemm_args *a, int y_type, int act, uint32_t flags) {

@@ -1,0 +1,207 @@
+// The GEMM of sm_80 and later for weights that are unpacked in registers: Y^T = W X^T with mma.sync, weights as A.
+//
+// A block computes 128 rows of W x kTok tokens, eight warps of 16 rows. A cp.async ring brings the packed 128 x 128 block
+// of W (in fragment order: no shuffle, no ldmatrix) and the tokens (128-byte rows, chunks XORed with the row, read by
+// ldmatrix). Formats that promote keep codes unscaled in the product and add part * scale in fp32 after every unit of
+// columns; the others scale in registers. Float sums restart in every chunk of k (quantization.md 7.4).
+#pragma once
+#include "output.cuh"
+
+namespace qk_cuda {
+namespace sm80 {
+
+constexpr int kRows = 128, kBlockK = 128, kThreads = 256, kStages = 3;
+
+template <class F> struct Args {
+    const unsigned char *x;
+    int64_t x_pitch, x_bytes, m; // bytes of a row, and of its k values
+    const unsigned char *w;
+    int64_t band_bytes;
+    int block_bytes, blocks, split_blocks, chunk_blocks;
+    typename F::Context context; // what the format's load() wants to know of the layout
+    Output output;
+};
+
+// A format F has: Acc, Context, kXBytes (of one value of x), kBlockBytes (largest block of 64 x 128), kSteps, kTotals
+// (sums restart in chunks), kPromotes; load(), unpack(), mma(), and promoting ones unit_ends(step), scale(step, row).
+template <class F, int kTok> struct Config {
+    static constexpr int kXTile = kTok * 128, kXStage = kXTile * F::kXBytes, kStage = kXStage + 2 * F::kBlockBytes;
+    static constexpr int kTile = tile_bytes<kRows, kTok>();
+    static constexpr int kSharedBytes = kStages * kStage > kTile ? kStages * kStage : kTile;
+};
+
+template <class F, int kTok>
+PTX_FN void load_stage(const Args<F> &a, uint32_t stage, const unsigned char *w, int64_t m0, int kb) {
+    using C = Config<F, kTok>;
+#pragma unroll
+    for (int i = 0; i < (kTok * 8 * F::kXBytes + kThreads - 1) / kThreads; i++) {
+        const int c = i * kThreads + int(threadIdx.x), tile = c / (kTok * 8), row = c / 8 % kTok, chunk = c % 8;
+        if (tile >= F::kXBytes) break;
+        const int64_t m = m0 + row, at = (int64_t(kb) * F::kXBytes + tile) * 128 + chunk * 16, left = a.x_bytes - at;
+        const uint32_t bytes = m >= a.m || left <= 0 ? 0 : left < 16 ? uint32_t(left) : 16;
+        ptx::cp_async16(stage + uint32_t(tile * C::kXTile + row * 128 + ((chunk ^ (row & 7)) << 4)),
+                        bytes ? a.x + m * a.x_pitch + at : a.x, bytes);
+    }
+    const unsigned char *from = w + int64_t(kb) * 2 * a.block_bytes;
+    for (int c = int(threadIdx.x) * 16; c < 2 * a.block_bytes; c += kThreads * 16)
+        ptx::cp_async16(stage + uint32_t(C::kXStage + c), from + c);
+}
+
+// acc += part * scale of the fragment's two rows, part = 0.
+template <int kTiles, class T>
+PTX_FN void promote(float scale0, float scale1, T (&part)[kTiles][4], T (&acc)[kTiles][4]) {
+#pragma unroll
+    for (int j = 0; j < kTiles; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            acc[j][e] = qe_fma(part[j][e], e < 2 ? scale0 : scale1, acc[j][e]);
+            part[j][e] = 0;
+        }
+}
+// Half a block, 64 columns; a step is the 32 bytes of x that feed one product.
+template <class F, int kTok, class T, int kParts>
+PTX_FN void multiply(const F &w, int half, uint32_t x, int lane, T (&acc)[kTok / 8][4], T (&part)[kParts][4]) {
+    uint32_t f[F::kSteps][4];
+    w.unpack(f, half);
+    const uint32_t tile = x + uint32_t(F::kXBytes == 2 ? half * Config<F, kTok>::kXTile : 0);
+#pragma unroll
+    for (int st = 0; st < F::kSteps; st++) {
+        const int chunk = (F::kXBytes == 2 ? 0 : half * 4) + st * 2 + (lane >> 3 & 1);
+#pragma unroll
+        for (int j = 0; j < kTok / 16; j++) {
+            const int row = j * 16 + (lane & 7) + (lane >> 4) * 8;
+            uint32_t b[4];
+            ptx::ldmatrix_x4(b, tile + uint32_t(row * 128 + ((chunk ^ (row & 7)) << 4)));
+            const uint32_t low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
+            if constexpr (F::kPromotes) {
+                F::mma(part[2 * j], f[st], low);
+                F::mma(part[2 * j + 1], f[st], high);
+            } else {
+                F::mma(acc[2 * j], f[st], low);
+                F::mma(acc[2 * j + 1], f[st], high);
+            }
+        }
+        if constexpr (F::kPromotes) {
+            const int step = half * F::kSteps + st;
+            if (w.unit_ends(step)) promote(w.scale(step, 0), w.scale(step, 1), part, acc);
+        }
+    }
+}
+
+template <class F, int kTok>
+__global__ void __launch_bounds__(kThreads)
+    gemm(const __grid_constant__ Args<F> a, const Partial<typename F::Acc> partial) {
+    using C = Config<F, kTok>;
+    using Acc = typename F::Acc;
+    PTX_DYN_SMEM(unsigned char, smem);
+    const uint32_t base = ptx::smem_addr(smem);
+    const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+    const int64_t m0 = int64_t(blockIdx.x) * kTok;
+    const unsigned char *band = a.w + int64_t(blockIdx.y) * a.band_bytes;
+    const int begin = int(blockIdx.z) * a.split_blocks,
+              end = begin + a.split_blocks < a.blocks ? begin + a.split_blocks : a.blocks;
+
+    Acc acc[kTok / 8][4] = {}, total[F::kTotals ? kTok / 8 : 1][4] = {}, part[F::kPromotes ? kTok / 8 : 1][4] = {};
+#pragma unroll
+    for (int s = 0; s < kStages - 1; s++) {
+        if (begin + s < end) load_stage<F, kTok>(a, base + uint32_t(s * C::kStage), band, m0, begin + s);
+        ptx::cp_async_commit();
+    }
+    for (int kb = begin; kb < end; kb++) {
+        const int i = kb - begin;
+        ptx::cp_async_wait<kStages - 2>();
+        __syncthreads();
+        const int next = i + kStages - 1;
+        if (begin + next < end)
+            load_stage<F, kTok>(a, base + uint32_t(next % kStages * C::kStage), band, m0, begin + next);
+        ptx::cp_async_commit();
+        if constexpr (F::kTotals) {
+            if (i > 0 && i % a.chunk_blocks == 0) {
+#pragma unroll
+                for (int j = 0; j < kTok / 8; j++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++) {
+                        total[j][e] = i == a.chunk_blocks ? acc[j][e] : plus(total[j][e], acc[j][e]);
+                        acc[j][e] = 0;
+                    }
+            }
+        }
+        const uint32_t stage = base + uint32_t(i % kStages * C::kStage);
+        F w;
+        w.load(stage + uint32_t(C::kXStage + warp / 4 * a.block_bytes), warp % 4 * 32 + lane, a.context);
+#pragma unroll
+        for (int half = 0; half < 2; half++) multiply<F, kTok>(w, half, stage, lane, acc, part);
+    }
+    if constexpr (F::kTotals)
+        if (end - begin > a.chunk_blocks) {
+#pragma unroll
+            for (int j = 0; j < kTok / 8; j++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) acc[j][e] = plus(total[j][e], acc[j][e]);
+        }
+
+    ptx::cp_async_wait<0>();
+    __syncthreads(); // the ring is idle: it becomes the tile of sums
+#pragma unroll
+    for (int j = 0; j < kTok / 8; j++) put_fragment<kRows>(smem, warp, lane, j, acc[j]);
+    __syncthreads();
+    store_tile<kRows, kTok>(smem, int(threadIdx.x), kThreads, a.m, m0, int64_t(blockIdx.y) * kRows, int(blockIdx.z),
+                            partial, a.output);
+}
+
+// ---- plans and launches of a family ------------------------------------------------------------------------------
+// Instances are tiles of 16, 64 and (8-bit input) 128 tokens. Splits as on sm_90: up to 8, or at chunk borders.
+inline void plan_of(const qk_device *device, const qk_gemm *g, int largest, int chunk_blocks, qk_plan *out) {
+    const int instance = g->m <= 16 ? 0 : g->m <= 64 || largest == 1 ? 1 : 2, tokens = instance ? 32 << instance : 16;
+    const int blocks = int((g->w.k + kBlockK - 1) / kBlockK), bands = int((g->w.n + kRows - 1) / kRows);
+    int split = blocks;
+    if (g->m <= 64 && bands < device->units) {
+        int splits = device->units / bands < 8 ? device->units / bands : 8;
+        while (splits > 1 && blocks / splits < 4) splits--;
+        split = chunk_blocks ? chunk_blocks : (blocks + splits - 1) / splits;
+    }
+    out->variant = instance;
+    out->splits = (blocks + split - 1) / split;
+    out->grid[0] = uint32_t((g->m + tokens - 1) / tokens), out->grid[1] = uint32_t(bands);
+    out->grid[2] = uint32_t(out->splits);
+    out->block = kThreads;
+    if (out->splits > 1) out->workspace_bytes = uint64_t(out->splits) * uint64_t(g->m) * uint64_t(partial_ld(g->w.n)) * 4;
+}
+template <class F, int kTok>
+qe_status launch_tile(const qk_plan *plan, const qk_gemm_args *args, const Args<F> &a, const qk_queue *queue,
+                      const char *name, qe_error *err) {
+    using Acc = typename F::Acc;
+    const Partial<Acc> partial{plan->splits > 1 ? static_cast<Acc *>(args->workspace) : nullptr,
+                               partial_ld(args->w->shape.n)};
+    const dim3 grid(uint32_t((a.m + kTok - 1) / kTok), plan->grid[1], plan->grid[2]);
+    const qe_status status =
+        launch(gemm<F, kTok>, grid, kThreads, Config<F, kTok>::kSharedBytes, queue, name, err, a, partial);
+    if (status != QE_OK || !partial.sums) return status;
+    return launch_reduce<Acc>(plan, args, a.output, queue, name, err);
+}
+// `a` holds what the family knows of its layout (band_bytes, block_bytes, chunk_blocks, context, output).
+template <class F, int kLargest>
+qe_status run_family(const qk_plan *plan, const qk_gemm_args *args, Args<F> a, const qk_queue *queue, const char *name,
+                     qe_error *err) {
+    const qk_x &x = args->x;
+    a.x = static_cast<const unsigned char *>(x.data);
+    a.x_pitch = x.ld * F::kXBytes, a.x_bytes = x.k * F::kXBytes, a.m = x.m;
+    a.w = static_cast<const unsigned char *>(args->w->blob);
+    a.blocks = int((args->w->shape.k + kBlockK - 1) / kBlockK);
+    a.split_blocks = (a.blocks + plan->splits - 1) / plan->splits;
+    if (a.chunk_blocks && plan->splits > 1) a.split_blocks = a.chunk_blocks;
+    if (!a.chunk_blocks) a.chunk_blocks = a.blocks;
+    if (a.m == 0) return QE_OK;
+    switch (plan->variant) {
+    case 0:
+        return launch_tile<F, 16>(plan, args, a, queue, name, err);
+    case 1:
+        return launch_tile<F, 64>(plan, args, a, queue, name, err);
+    default:
+        if constexpr (kLargest == 2) return launch_tile<F, 128>(plan, args, a, queue, name, err);
+        return qe_error_set(err, QE_E_ARGUMENT, "%s: no such instance", name);
+    }
+}
+
+} // namespace sm80
+} // namespace qk_cuda

@@ -1,0 +1,255 @@
+// The GEMM of sm_90a that w8a8, w4a8 and w4a16 share: Y^T = W X^T, weights on the M side of wgmma.
+//
+// A block computes 128 rows of W x kTok tokens. One producer lane fills a ring of stages: bulk copies bring the packed
+// 128 x 128 block of W, TMA the tokens (128-byte rows, swizzled). Two consumer warpgroups take 64 rows each. A format
+// says how W becomes the A operand: from registers, unpacked half a block at a time while wgmma reads the other half, or
+// straight from shared memory. Rules that keep wgmma asynchronous (ptxas reports C75xx otherwise): accumulators are
+// touched by nothing between the first product and wait<0>, no `if` around a product, A registers live until the wait.
+//
+// Float sums restart in every chunk of k (quantization.md 7.4), inside the block or as splits of the grid: the same bits.
+#pragma once
+#include "output.cuh"
+
+namespace qk_cuda {
+namespace sm90 {
+
+constexpr int kConsumers = 256, kRows = 128, kBlockK = 128;
+
+template <class F> struct Args {
+    int64_t m;
+    const unsigned char *w;
+    int64_t band_bytes;
+    int block_bytes; // of 64 rows x 128 columns
+    int blocks;      // 128-column blocks of k
+    int split_blocks, chunk_blocks;
+    typename F::Context context; // what the format's load() wants to know of the layout
+    Output output;
+};
+
+// A format F has: Acc, Context, kXBytes (of one value of x), kBlockBytes (largest block of 64 x 128), kFromShared,
+// kTotals (sums restart in chunks); load(), unpack() and mma<N>(), or product<N>() with descriptors.
+template <class F, int kTok> struct Config {
+    // Nine warps put three on one of the four register files: 168 registers each. Tiles that need more hand registers
+    // over: there the producer is a whole warpgroup (setmaxnreg).
+    static constexpr int kAcc = kTok / 2 * (F::kTotals ? 2 : 1);
+    static constexpr bool kHandover = kAcc > 64;
+    static constexpr int kThreads = kConsumers + (kHandover ? 128 : 32);
+    static constexpr int kXTile = kTok * 128, kXStage = kXTile * F::kXBytes, kWStage = 2 * F::kBlockBytes;
+    static constexpr int kFit = (232448 - 256) / (kXStage + kWStage);
+    static constexpr int kStages = kFit < 8 ? kFit : 8;
+    static constexpr int kW = kStages * kXStage, kRing = kW + kStages * kWStage; // both on 1024-byte atoms
+    static constexpr int kTile = tile_bytes<kRows, kTok>();                      // reuses the ring
+    static constexpr int kBars = (kRing > kTile ? kRing : kTile) / 8 * 8 + 8;
+    static constexpr int kSharedBytes = kBars + 2 * kStages * 8;
+    static_assert(kStages >= 2 && kSharedBytes <= 232448 && kW % 1024 == 0, "a ring of at least two stages");
+};
+
+#if PTX_SM90
+template <class F, int kTok>
+PTX_FN void produce(const CUtensorMap &map, const Args<F> &a, uint32_t base, int begin, int end) {
+    using C = Config<F, kTok>;
+    const uint32_t full = base + C::kBars, empty = full + C::kStages * 8;
+    const uint32_t w_bytes = 2 * uint32_t(a.block_bytes);
+    const unsigned char *w = a.w + int64_t(blockIdx.y) * a.band_bytes + int64_t(begin) * w_bytes;
+    const int m0 = int(blockIdx.x) * kTok;
+    int s = 0;
+    uint32_t parity = 1;
+    for (int kb = begin; kb < end; kb++, w += w_bytes) {
+        const uint32_t bar = full + uint32_t(s * 8);
+        ptx::mbar_wait(empty + uint32_t(s * 8), parity);
+        ptx::mbar_arrive_expect_tx(bar, w_bytes + C::kXStage);
+        ptx::bulk_load(base + uint32_t(C::kW + s * C::kWStage), w, w_bytes, bar);
+#pragma unroll
+        for (int i = 0; i < F::kXBytes; i++)
+            ptx::tma_load_2d(base + uint32_t(s * C::kXStage + i * C::kXTile), &map, bar, (kb * F::kXBytes + i) * 128,
+                             m0);
+        if (++s == C::kStages) s = 0, parity ^= 1;
+    }
+}
+// Where a consumer stands in the ring.
+struct Cursor {
+    int s, previous;
+    uint32_t parity;
+};
+template <int kStages> PTX_FN void advance(Cursor &c) {
+    c.previous = c.s;
+    if (++c.s == kStages) c.s = 0, c.parity ^= 1;
+}
+
+// Blocks [begin, end) into acc, which starts at zero.
+template <class F, int kTok>
+PTX_FN void consume(const Args<F> &a, uint32_t base, int begin, int end, bool first, Cursor &at,
+                    typename F::Acc (&acc)[kTok / 2]) {
+    using C = Config<F, kTok>;
+    const int tid = int(threadIdx.x), group = tid / 128, lane = tid % 32;
+    const uint32_t full = base + C::kBars, empty = full + C::kStages * 8;
+    const uint32_t w_base = base + uint32_t(C::kW + group * a.block_bytes);
+#pragma unroll
+    for (int i = 0; i < kTok / 2; i++) acc[i] = 0;
+    if constexpr (F::kFromShared) {
+        for (int kb = begin; kb < end; kb++) {
+            ptx::mbar_wait(full + uint32_t(at.s * 8), at.parity);
+            const uint64_t w = ptx::wgmma_desc(w_base + uint32_t(at.s * C::kWStage)),
+                           x = ptx::wgmma_desc(base + uint32_t(at.s * C::kXStage));
+            ptx::reg_fence(acc);
+            ptx::wgmma_fence();
+#pragma unroll
+            for (int st = 0; st < 4; st++) F::template product<kTok>(acc, w + uint64_t(st * 2), x + uint64_t(st * 2));
+            ptx::wgmma_commit();
+            ptx::wgmma_wait<1>(); // the previous block's products are done
+            if ((kb > begin || !first) && lane == 0) ptx::mbar_arrive(empty + uint32_t(at.previous * 8));
+            advance<C::kStages>(at);
+        }
+        ptx::wgmma_wait<0>();
+    } else {
+        uint32_t frag[2][F::kSteps][4];
+        for (int kb = begin; kb < end; kb++) {
+            ptx::mbar_wait(full + uint32_t(at.s * 8), at.parity);
+            F w;
+            w.load(w_base + uint32_t(at.s * C::kWStage), tid % 128, a.context);
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                w.unpack(frag[half], half);
+                // 64 columns are 64 bytes of int8, half a swizzled row; in fp16 they are a tile of their own.
+                const uint64_t x =
+                    ptx::wgmma_desc(base + uint32_t(at.s * C::kXStage + (F::kXBytes == 2 ? half * C::kXTile : 0))) +
+                    uint64_t(F::kXBytes == 2 ? 0 : half * 4);
+                ptx::reg_fence(frag[half]);
+                ptx::reg_fence(acc);
+                ptx::wgmma_fence();
+#pragma unroll
+                for (int st = 0; st < F::kSteps; st++)
+                    F::template mma<kTok>(acc, frag[half][st], x + uint64_t(st * 2));
+                ptx::wgmma_commit();
+                ptx::wgmma_wait<1>(); // the other half's products are done
+                if (half == 0 && (kb > begin || !first) && lane == 0)
+                    ptx::mbar_arrive(empty + uint32_t(at.previous * 8));
+            }
+            advance<C::kStages>(at);
+        }
+        ptx::wgmma_wait<0>();
+    }
+    ptx::reg_fence(acc);
+}
+#endif
+
+template <class F, int kTok>
+__global__ void __launch_bounds__(Config<F, kTok>::kThreads, 1)
+    gemm(const __grid_constant__ CUtensorMap map, const __grid_constant__ Args<F> a,
+         const Partial<typename F::Acc> partial) {
+#if PTX_SM90
+    using C = Config<F, kTok>;
+    using Acc = typename F::Acc;
+    PTX_DYN_SMEM(unsigned char, smem);
+    const uint32_t base = ptx::opaque(ptx::smem_addr(smem)), full = base + C::kBars, empty = full + C::kStages * 8;
+    const int tid = int(threadIdx.x), warp = tid / 32;
+    const int begin = int(blockIdx.z) * a.split_blocks,
+              end = begin + a.split_blocks < a.blocks ? begin + a.split_blocks : a.blocks;
+    if (tid == 0) {
+        for (int s = 0; s < C::kStages; s++) {
+            ptx::mbar_init(full + uint32_t(s * 8), 1);
+            ptx::mbar_init(empty + uint32_t(s * 8), kConsumers / 32); // one arrival per consumer warp
+        }
+        ptx::mbar_fence_init();
+    }
+    __syncthreads();
+    if (warp >= kConsumers / 32) {
+        if constexpr (C::kHandover) ptx::setmaxnreg_dec<40>();
+        if (warp == kConsumers / 32 && ptx::elect_one()) produce<F, kTok>(map, a, base, begin, end);
+        return;
+    }
+    if constexpr (C::kHandover) ptx::setmaxnreg_inc<232>();
+    Acc acc[kTok / 2];
+    Cursor at{0, 0, 0};
+    if constexpr (F::kTotals) {
+        Acc total[kTok / 2] = {};
+        for (int chunk = begin; chunk < end; chunk += a.chunk_blocks) {
+            const int stop = chunk + a.chunk_blocks < end ? chunk + a.chunk_blocks : end;
+            consume<F, kTok>(a, base, chunk, stop, chunk == begin, at, acc);
+#pragma unroll
+            for (int i = 0; i < kTok / 2; i++) total[i] = chunk == begin ? acc[i] : plus(total[i], acc[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < kTok / 2; i++) acc[i] = total[i];
+    } else
+        consume<F, kTok>(a, base, begin, end, true, at, acc);
+
+    ptx::named_bar_sync(1, kConsumers); // the ring is idle: it becomes the tile of sums
+#pragma unroll
+    for (int j = 0; j < kTok / 8; j++) put_fragment<kRows>(smem, warp, tid % 32, j, acc + j * 4);
+    ptx::named_bar_sync(1, kConsumers);
+    store_tile<kRows, kTok>(smem, tid, kConsumers, a.m, int64_t(blockIdx.x) * kTok, int64_t(blockIdx.y) * kRows,
+                            int(blockIdx.z), partial, a.output);
+#endif
+}
+
+// ---- plans and launches of a family: instances by tokens per tile ------------------------------------------------
+constexpr int kTiles[] = {16, 64, 128, 256};
+inline int tile_of(int64_t m, int largest) {
+    int i = 0;
+    while (i < largest && m > kTiles[i]) i++;
+    return i;
+}
+// Blocks of k a split takes. Decode (m <= 64) cuts k until every SM has a block, or at chunk borders; more tokens fill
+// the device by themselves and keep their sums on chip.
+inline int split_blocks_of(const qk_device *device, const qk_gemm *g, int chunk_blocks) {
+    const int blocks = int((g->w.k + kBlockK - 1) / kBlockK), bands = int((g->w.n + kRows - 1) / kRows);
+    if (g->m > 64 || bands >= device->units) return blocks;
+    if (chunk_blocks) return chunk_blocks;
+    int splits = device->units / bands < 8 ? device->units / bands : 8;
+    while (splits > 1 && blocks / splits < 4) splits--; // a split fills at least half of its ring
+    return (blocks + splits - 1) / splits;
+}
+inline void plan_of(const qk_device *device, const qk_gemm *g, int largest, int chunk_blocks, qk_plan *out) {
+    const int instance = tile_of(g->m, largest), tokens = kTiles[instance];
+    const int blocks = int((g->w.k + kBlockK - 1) / kBlockK), split = split_blocks_of(device, g, chunk_blocks);
+    out->variant = instance;
+    out->splits = (blocks + split - 1) / split;
+    out->grid[0] = uint32_t((g->m + tokens - 1) / tokens), out->grid[1] = uint32_t((g->w.n + kRows - 1) / kRows);
+    out->grid[2] = uint32_t(out->splits);
+    if (out->splits > 1) out->workspace_bytes = uint64_t(out->splits) * uint64_t(g->m) * uint64_t(partial_ld(g->w.n)) * 4;
+}
+template <class F, int kTok>
+qe_status launch_tile(const qk_plan *plan, const qk_gemm_args *args, const Args<F> &a, const qk_queue *queue, const char *name,
+                      qe_error *err) {
+    using C = Config<F, kTok>;
+    using Acc = typename F::Acc;
+    const qk_x &x = args->x;
+    CUtensorMap map; // columns end at k, so that whatever pads x contributes nothing
+    const int code = qk_cuda_api_now()->tensor_map(&map, x.data, uint64_t(x.k) * F::kXBytes, uint64_t(x.m),
+                                                   uint64_t(x.ld) * F::kXBytes, kTok);
+    if (code) return qk_cuda_fail(code, "encoding a tensor map", err);
+    const Partial<Acc> partial{plan->splits > 1 ? static_cast<Acc *>(args->workspace) : nullptr,
+                               partial_ld(args->w->shape.n)};
+    const dim3 grid(uint32_t((a.m + kTok - 1) / kTok), plan->grid[1], plan->grid[2]);
+    const qe_status status =
+        launch(gemm<F, kTok>, grid, C::kThreads, C::kSharedBytes, queue, name, err, map, a, partial);
+    if (status != QE_OK || !partial.sums) return status;
+    return launch_reduce<Acc>(plan, args, a.output, queue, name, err);
+}
+// `a` holds what the family knows of its layout; this adds what a call brings.
+template <class F, int kLargest>
+qe_status run_family(const qk_plan *plan, const qk_gemm_args *args, Args<F> a, const qk_queue *queue, const char *name,
+                     qe_error *err) {
+    a.m = args->x.m;
+    a.w = static_cast<const unsigned char *>(args->w->blob);
+    a.blocks = int((args->w->shape.k + kBlockK - 1) / kBlockK);
+    a.split_blocks = (a.blocks + plan->splits - 1) / plan->splits;
+    if (a.chunk_blocks && plan->splits > 1) a.split_blocks = a.chunk_blocks;
+    if (!a.chunk_blocks) a.chunk_blocks = a.blocks;
+    if (a.m == 0) return QE_OK;
+    switch (plan->variant) {
+    case 0:
+        return launch_tile<F, 16>(plan, args, a, queue, name, err);
+    case 1:
+        return launch_tile<F, 64>(plan, args, a, queue, name, err);
+    case 2:
+        return launch_tile<F, 128>(plan, args, a, queue, name, err);
+    default:
+        if constexpr (kLargest == 3) return launch_tile<F, 256>(plan, args, a, queue, name, err);
+        return qe_error_set(err, QE_E_ARGUMENT, "%s: no such instance", name);
+    }
+}
+
+} // namespace sm90
+} // namespace qk_cuda

@@ -1,0 +1,55 @@
+// Row cuda/w4a16_sm90: int4 x fp16, layout cuda/w4a16, wgmma with the weights dequantized into registers. Sums restart
+// in every chunk of k; the decode path gives each chunk to a block of its own and adds them in order.
+#include "gemm_sm90.cuh"
+#include "w4_unpack.cuh"
+
+namespace qk_cuda {
+namespace w4a16_sm90 {
+
+template <int kUnits> struct Format : W4A16<kUnits> {
+    using Acc = float;
+    static constexpr int kXBytes = 2;
+    static constexpr bool kFromShared = false, kTotals = true;
+    template <int N> static PTX_FN void mma(Acc (&d)[N / 2], const uint32_t (&a)[4], uint64_t x) {
+#if PTX_SM90
+        ptx::wgmma_rs_f16<N>(d, a, x);
+#endif
+    }
+};
+
+bool supports(const qk_device *device, const qk_gemm *g, qk_why *why) {
+    if (device->sm / 10 != 9) return qk_no(why, "sm_%d, needed sm_90", int(device->sm));
+    if (g->x.code != QE_CODE_F16) return qk_no(why, "input is not fp16");
+    if (g->w.chunk_k % sm90::kBlockK && g->w.chunk_k < g->w.k)
+        return qk_no(why, "chunks of %lld columns", (long long)g->w.chunk_k);
+    if (device->unit_bytes < uint32_t(sm90::Config<Format<4>, 128>::kSharedBytes))
+        return qk_no(why, "%u bytes of shared memory", device->unit_bytes);
+    return float_output(g, why);
+}
+int chunk_blocks(const qk_shape &w) {
+    const int64_t chunk = w.chunk_k > 0 && w.chunk_k < w.k ? w.chunk_k : w.k;
+    return int((chunk + sm90::kBlockK - 1) / sm90::kBlockK);
+}
+void plan(const qk_device *device, const qk_gemm *g, qk_plan *out) {
+    sm90::plan_of(device, g, 2, chunk_blocks(g->w), out);
+}
+template <int kUnits>
+qe_status run_units(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
+    const qk_shape &w = args->w->shape;
+    sm90::Args<Format<kUnits>> a{};
+    a.band_bytes = qk_w4a16_band_bytes(&w.quant, w.k), a.block_bytes = int(qk_w4a16_block_bytes(&w.quant, w.k));
+    a.chunk_blocks = chunk_blocks(w);
+    a.context = {w.quant.zero == QE_ZERO_POINT, w.quant.zero_const};
+    a.output = output_of(plan, args, a.band_bytes, 0);
+    return sm90::run_family<Format<kUnits>, 2>(plan, args, a, queue, "cuda/w4a16_sm90", err);
+}
+qe_status run(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
+    const qk_shape &w = args->w->shape;
+    return qk_w4_units(&w.quant, w.k) == 1 ? run_units<1>(plan, args, queue, err) : run_units<4>(plan, args, queue, err);
+}
+
+} // namespace w4a16_sm90
+} // namespace qk_cuda
+
+extern "C" const qk_row qk_cuda_w4a16_sm90_row = {"cuda/w4a16_sm90", &qk_cuda_w4a16, qk_cuda::w4a16_sm90::supports,
+                                                  qk_cuda::w4a16_sm90::plan, qk_cuda::w4a16_sm90::run};

@@ -1,0 +1,45 @@
+// Row cuda/w4a8_sm80: integer weights of up to 4 bits with integer group scales x int8 by mma.sync m16n8k32, layout
+// cuda/w4a8. The sums are exact, so tiles and splits of k do not show in y.
+#include "gemm_sm80.cuh"
+#include "w4_unpack.cuh"
+
+namespace qk_cuda {
+namespace w4a8_sm80 {
+
+template <int kUnits> struct Format : W4A8<kUnits> {
+    using Acc = int32_t;
+    static constexpr int kXBytes = 1;
+    static constexpr bool kTotals = false, kPromotes = false;
+    static PTX_FN void mma(Acc (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+        ptx::mma_m16n8k32_s8(d, a, b);
+    }
+};
+
+bool supports(const qk_device *device, const qk_gemm *g, qk_why *why) {
+    constexpr int bytes = sm80::Config<Format<4>, 128>::kSharedBytes;
+    if (device->sm < 80) return qk_no(why, "sm_%d, needed sm_80", int(device->sm));
+    if (device->unit_bytes < uint32_t(bytes))
+        return qk_no(why, "%u bytes of shared memory, needed %d", device->unit_bytes, bytes);
+    return integer_output(g, why);
+}
+void plan(const qk_device *device, const qk_gemm *g, qk_plan *out) {
+    sm80::plan_of(device, g, 2, 0, out);
+}
+template <int kUnits>
+qe_status run_units(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
+    const qk_shape &w = args->w->shape;
+    sm80::Args<Format<kUnits>> a{};
+    a.band_bytes = qk_w4a8_band_bytes(&w.quant, w.k), a.block_bytes = int(qk_w4a8_block_bytes(&w.quant, w.k));
+    a.output = output_of(plan, args, a.band_bytes, a.band_bytes - QK_W4_ROWS * 8);
+    return sm80::run_family<Format<kUnits>, 2>(plan, args, a, queue, "cuda/w4a8_sm80", err);
+}
+qe_status run(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
+    const qk_shape &w = args->w->shape;
+    return qk_w4_units(&w.quant, w.k) == 1 ? run_units<1>(plan, args, queue, err) : run_units<4>(plan, args, queue, err);
+}
+
+} // namespace w4a8_sm80
+} // namespace qk_cuda
+
+extern "C" const qk_row qk_cuda_w4a8_sm80_row = {"cuda/w4a8_sm80", &qk_cuda_w4a8, qk_cuda::w4a8_sm80::supports,
+                                                 qk_cuda::w4a8_sm80::plan, qk_cuda::w4a8_sm80::run};
