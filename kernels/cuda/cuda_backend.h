@@ -13,9 +13,10 @@ void qk_cuda_release(const qk_device *device, void *block);
 qe_status qk_cuda_copy(const qk_queue *queue, void *dst, const void *src, size_t bytes, qe_error *err);
 qe_status qk_cuda_wait(const qk_queue *queue, qe_error *err);
 
-extern const qk_layout qk_cuda_w8a8, qk_cuda_w4a8, qk_cuda_w4a16, qk_cuda_any;
+extern const qk_layout qk_cuda_w8a8, qk_cuda_w4a8, qk_cuda_w4a16, qk_cuda_wxa16, qk_cuda_any;
 extern const qk_row qk_cuda_w8a8_sm90_row, qk_cuda_w8a8_sm80_row, qk_cuda_w4a8_sm90_row, qk_cuda_w4a8_sm80_row,
-    qk_cuda_w4a16_sm90_row, qk_cuda_w4a16_sm80_row, qk_cuda_w4a16_simt_row, qk_cuda_any_row;
+    qk_cuda_w4a16_sm90_row, qk_cuda_w4a16_sm80_row, qk_cuda_w4a16_simt_row, qk_cuda_wxa16_sm80_row,
+    qk_cuda_wxa16_simt_row, qk_cuda_any_row;
 qe_status qk_cuda_prepare(const qk_prepare *a, const qk_queue *queue, qe_error *err);
 
 /* ---- layout cuda/w8a8: bands of 128 rows; k padded to whole tiles of 128 columns.
@@ -57,6 +58,28 @@ static inline int64_t qk_w4a8_band_bytes(const qe_quant *q, int64_t k) {
 }
 static inline int64_t qk_w4a16_band_bytes(const qe_quant *q, int64_t k) {
     return qk_w4_blocks(k) * 2 * qk_w4a16_block_bytes(q, k);
+}
+
+/* ---- layout cuda/wxa16: bands of 128 rows, k padded to blocks of 128 columns; head: 16 floats, the values of 4-bit
+ * codes. band: [blocks][2 halves of 64 rows][block], then float S[128] where scales have two levels.
+ * block: codes (4-bit ones as in cuda/w4a16; 8-bit ones: byte (i, j) of step s of 16 columns, row 8r + g, at
+ * s / 2 * 2048 + 16 * t + 4 * (s % 2 * 2 + r) + i + 2j: column 2c + i + 8j), [units][64] fp32 scales, both levels
+ * multiplied, at 64 * (row / 16) + 8 * (row % 8) + 4 * (row % 16 / 8), and if zeros differ [units][64] bytes at a quarter
+ * of that. units: 1, 4 or 8, for groups of 128, 32 or 16 columns or multiples of them. */
+static inline int qk_wx_code_bits(const qe_quant *q) {
+    return q->code == QE_CODE_INT && (q->bits > 4 || q->zero == QE_ZERO_POINT) ? 8 : 4;
+}
+static inline int64_t qk_wx_code_bytes(const qe_quant *q) {
+    return QK_W4_CODE_BYTES / 4 * qk_wx_code_bits(q);
+}
+static inline int64_t qk_wx_units(const qe_quant *q, int64_t k) {
+    return qk_w4_units(q, k) == 1 ? 1 : q->group_k % 32 ? 8 : 4;
+}
+static inline int64_t qk_wx_block_bytes(const qe_quant *q, int64_t k) {
+    return qk_wx_code_bytes(q) + qk_wx_units(q, k) * (q->zero == QE_ZERO_POINT ? 320 : 256);
+}
+static inline int64_t qk_wx_band_bytes(const qe_quant *q, int64_t k) {
+    return qk_w4_blocks(k) * 2 * qk_wx_block_bytes(q, k) + (q->super == QE_NUM_ONE ? 0 : QK_W4_ROWS * 4);
 }
 
 /* ---- layout cuda/any: bands of 16 rows, each row a record of the canonical arrays of that row alone, at byte offsets

@@ -16,14 +16,15 @@ template <class F> struct Args {
     const unsigned char *x;
     int64_t x_pitch, x_bytes, m; // bytes of a row, and of its k values
     const unsigned char *w;
-    int64_t band_bytes;
+    int64_t head_bytes, band_bytes;
     int block_bytes, blocks, split_blocks, chunk_blocks;
-    typename F::Context context; // what the format's load() wants to know of the layout
+    typename F::Context context; // what the format wants to know of the layout
     Output output;
 };
 
 // A format F has: Acc, Context, kXBytes (of one value of x), kBlockBytes (largest block of 64 x 128), kSteps, kTotals
-// (sums restart in chunks), kPromotes; load(), unpack(), mma(), and promoting ones unit_ends(step), scale(step, row).
+// (sums restart in chunks), kPromotes; State and begin(context), what a thread keeps for the whole call; load(), unpack(),
+// mma(), and promoting ones unit_ends(step), scale(step, row).
 template <class F, int kTok> struct Config {
     static constexpr int kXTile = kTok * 128, kXStage = kXTile * F::kXBytes, kStage = kXStage + 2 * F::kBlockBytes;
     static constexpr int kTile = tile_bytes<kRows, kTok>();
@@ -89,7 +90,7 @@ PTX_FN void multiply(const F &w, int half, uint32_t x, int lane, T (&acc)[kTok /
 }
 
 template <class F, int kTok>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     gemm(const __grid_constant__ Args<F> a, const Partial<typename F::Acc> partial) {
     using C = Config<F, kTok>;
     using Acc = typename F::Acc;
@@ -101,6 +102,7 @@ __global__ void __launch_bounds__(kThreads)
     const int begin = int(blockIdx.z) * a.split_blocks,
               end = begin + a.split_blocks < a.blocks ? begin + a.split_blocks : a.blocks;
 
+    const typename F::State state = F::begin(a.context);
     Acc acc[kTok / 8][4] = {}, total[F::kTotals ? kTok / 8 : 1][4] = {}, part[F::kPromotes ? kTok / 8 : 1][4] = {};
 #pragma unroll
     for (int s = 0; s < kStages - 1; s++) {
@@ -128,7 +130,7 @@ __global__ void __launch_bounds__(kThreads)
         }
         const uint32_t stage = base + uint32_t(i % kStages * C::kStage);
         F w;
-        w.load(stage + uint32_t(C::kXStage + warp / 4 * a.block_bytes), warp % 4 * 32 + lane, a.context);
+        w.load(stage + uint32_t(C::kXStage + warp / 4 * a.block_bytes), warp % 4 * 32 + lane, state);
 #pragma unroll
         for (int half = 0; half < 2; half++) multiply<F, kTok>(w, half, stage, lane, acc, part);
     }
@@ -186,7 +188,7 @@ qe_status run_family(const qk_plan *plan, const qk_gemm_args *args, Args<F> a, c
     const qk_x &x = args->x;
     a.x = static_cast<const unsigned char *>(x.data);
     a.x_pitch = x.ld * F::kXBytes, a.x_bytes = x.k * F::kXBytes, a.m = x.m;
-    a.w = static_cast<const unsigned char *>(args->w->blob);
+    a.w = static_cast<const unsigned char *>(args->w->blob) + a.head_bytes;
     a.blocks = int((args->w->shape.k + kBlockK - 1) / kBlockK);
     a.split_blocks = (a.blocks + plan->splits - 1) / plan->splits;
     if (a.chunk_blocks && plan->splits > 1) a.split_blocks = a.chunk_blocks;

@@ -19,6 +19,8 @@ struct W4Zeros { // stored in the blocks, or one for all
 // unsigned weights would save it, but then the sums need 128 * (sum of the token), and tokens carry sums of 32 columns.
 template <int kUnits> struct W4A8 {
     using Context = W4Zeros;
+    using State = W4Zeros;
+    static PTX_FN State begin(const Context &context) { return context; }
     static constexpr int kSteps = 2; // fragments of 32 columns in half a block
     static constexpr int kBlockBytes = QK_W4_CODE_BYTES + kUnits * 128;
     uint32_t codes[2][4], scales[kUnits];
@@ -48,6 +50,8 @@ template <int kUnits> struct W4A8 {
 // w = fl16((c - z) * s): 1024 + c and 1024 + 16 c are made by one LOP3, the difference c - z is exact.
 template <int kUnits> struct W4A16 {
     using Context = W4Zeros;
+    using State = W4Zeros;
+    static PTX_FN State begin(const Context &context) { return context; }
     static constexpr int kSteps = 4; // fragments of 16 columns in half a block
     static constexpr int kBlockBytes = QK_W4_CODE_BYTES + kUnits * (128 + 64);
     uint32_t codes[2][4], scales[kUnits], zeros[kUnits];

@@ -1,0 +1,255 @@
+// Rows of layout cuda/wxa16: cuda/wxa16_sm80 (mma.sync m16n8k16, fp16 or bf16 input) and cuda/wxa16_simt (one thread per
+// output, fp32 input). Codes enter the product unscaled, c - z exactly, table values rounded once to the input's type;
+// part sums are scaled in fp32 after every unit, whatever type the checkpoint keeps scales in.
+#include <cuda_fp16.h>
+
+#include "cuda_backend.h"
+#include "gemm_sm80.cuh"
+
+namespace qk_cuda {
+namespace wxa16 {
+
+struct Context {
+    const float *table;
+    int units, has_zeros, zero;
+};
+template <bool kBf16> PTX_FN uint16_t rounded(float v) {
+    return kBf16 ? qe_f32_to_bf16(v) : qe_f32_to_f16(v);
+}
+template <bool kBf16> struct Common {
+    using Acc = float;
+    using Context = wxa16::Context;
+    static constexpr int kXBytes = 2, kSteps = 4;
+    static constexpr bool kTotals = true, kPromotes = true;
+    uint32_t scales; // shared address of the thread's first scale
+    int steps_per_unit;
+    static PTX_FN void mma(Acc (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+        if constexpr (kBf16)
+            ptx::mma_m16n8k16_bf16(d, a, b);
+        else
+            ptx::mma_m16n8k16_f16(d, a, b);
+    }
+    PTX_FN void load_scales(uint32_t numbers, int t, int units) {
+        scales = numbers + uint32_t(t / 32 * 64 + t % 32 / 4 * 8);
+        steps_per_unit = 8 / units;
+    }
+    PTX_FN bool unit_ends(int step) const { return ((step + 1) & (steps_per_unit - 1)) == 0; }
+    PTX_FN float scale(int step, int r) const {
+        return qe_f32_from_bits(ptx::lds32(scales + uint32_t(step / steps_per_unit * 256 + r * 4)));
+    }
+};
+
+// 8-bit integers: 1024 + c in fp16 or 2^23 + c in fp32, less the same with z.
+template <bool kBf16> struct Codes8 : Common<kBf16> {
+    static constexpr int kBlockBytes = 2 * QK_W4_CODE_BYTES + 8 * 320;
+    using State = Context;
+    static PTX_FN State begin(const Context &context) { return context; }
+    uint32_t codes, zeros;
+    int has_zeros, zero;
+    PTX_FN void load(uint32_t block, int t, const State &s) {
+        const uint32_t numbers = block + 2 * QK_W4_CODE_BYTES;
+        codes = block + uint32_t(t) * 16;
+        zeros = numbers + uint32_t(s.units * 256 + t / 32 * 16 + t % 32 / 4 * 2);
+        has_zeros = s.has_zeros, zero = s.zero;
+        this->load_scales(numbers, t, s.units);
+    }
+    PTX_FN void unpack(uint32_t (&f)[4][4], int half) const {
+#pragma unroll
+        for (int p = 0; p < 2; p++) {
+            uint32_t w[4];
+            ptx::lds128(w, codes + uint32_t((half * 2 + p) * 2048));
+#pragma unroll
+            for (int s = 0; s < 2; s++)
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    const int step = half * 4 + p * 2 + s;
+                    const uint32_t z = zero_of(step, r);
+                    f[p * 2 + s][r] = pair(w[s * 2 + r], 0x4140, z);
+                    f[p * 2 + s][r + 2] = pair(w[s * 2 + r] >> 16, 0x4140, z);
+                }
+        }
+    }
+    PTX_FN uint32_t zero_of(int step, int r) const {
+        if (!has_zeros) return uint32_t(zero);
+        const uint32_t at = zeros + uint32_t(step / this->steps_per_unit * 64 + r);
+        return ptx::lds32(at & ~3u) >> 8 * (at & 3) & 255;
+    }
+    static PTX_FN uint32_t pair(uint32_t bytes, uint32_t select, uint32_t z) {
+        if constexpr (kBf16) {
+            const float base = qe_f32_from_bits(0x4b000000u + z);
+            const uint32_t lo = qe_f32_bits(qe_sub(qe_f32_from_bits(0x4b000000u | (bytes & 255)), base)),
+                           hi = qe_f32_bits(qe_sub(qe_f32_from_bits(0x4b000000u | (bytes >> 8 & 255)), base));
+            return ptx::prmt(lo, hi, 0x7632); // integers up to 256: the lower halves are zeros
+        } else {
+            const uint32_t c = ptx::prmt(bytes, 0x64646464u, select), zero = z * 0x00010001u + 0x64006400u;
+            const __half2 d = __hsub2(of(c), of(zero));
+            return uint32_t(__half_as_ushort(__low2half(d))) | uint32_t(__half_as_ushort(__high2half(d))) << 16;
+        }
+    }
+    static PTX_FN __half2 of(uint32_t u) {
+        return __halves2half2(__ushort_as_half(uint16_t(u)), __ushort_as_half(uint16_t(u >> 16)));
+    }
+};
+
+// 4-bit codes of a table: the low and the high bytes of its 16 values stay in registers and are picked by PRMT.
+template <bool kBf16> struct Table4 : Common<kBf16> {
+    static constexpr int kBlockBytes = QK_W4_CODE_BYTES + 8 * 256;
+    struct State {
+        uint32_t low[4], high[4];
+        int units;
+    };
+    static PTX_FN State begin(const Context &context) {
+        State s{};
+        s.units = context.units;
+#pragma unroll
+        for (int c = 0; c < 16; c++) {
+            const uint32_t v = rounded<kBf16>(context.table[c]);
+            s.low[c / 4] |= (v & 255) << c % 4 * 8;
+            s.high[c / 4] |= (v >> 8) << c % 4 * 8;
+        }
+        return s;
+    }
+    uint32_t codes[2][4], low[4], high[4];
+    PTX_FN void load(uint32_t block, int t, const State &s) {
+        ptx::lds128(codes[0], block + uint32_t(t) * 16);
+        ptx::lds128(codes[1], block + 2048 + uint32_t(t) * 16);
+#pragma unroll
+        for (int i = 0; i < 4; i++) low[i] = s.low[i], high[i] = s.high[i];
+        this->load_scales(block + QK_W4_CODE_BYTES, t, s.units);
+    }
+    PTX_FN void unpack(uint32_t (&f)[4][4], int half) const {
+#pragma unroll
+        for (int p = 0; p < 2; p++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                // Nibbles of a word, from bit 0: (step 0, columns 2c, 8 + 2c), (step 1, the same), then columns + 1.
+                const uint32_t w = codes[half][p * 2 + r];
+                uint32_t first[2], second[2];
+                values(w, first);        // column 2c and 8 + 2c of step 0, of step 1
+                values(w >> 16, second); // column 2c + 1 and 9 + 2c
+#pragma unroll
+                for (int s = 0; s < 2; s++) {
+                    f[p * 2 + s][r] = ptx::prmt(first[s], second[s], 0x5410);
+                    f[p * 2 + s][r + 2] = ptx::prmt(first[s], second[s], 0x7632);
+                }
+            }
+    }
+    // Four nibbles to four 16-bit values.
+    PTX_FN void values(uint32_t w, uint32_t (&out)[2]) const {
+        const uint32_t index = w & 0x7777u, upper = ptx::prmt(0x0000ff00u, 0, w >> 3 & 0x1111u);
+        const uint32_t lo = ptx::lop3<0xca>(upper, ptx::prmt(low[2], low[3], index), ptx::prmt(low[0], low[1], index)),
+                       hi = ptx::lop3<0xca>(upper, ptx::prmt(high[2], high[3], index), ptx::prmt(high[0], high[1], index));
+        out[0] = ptx::prmt(lo, hi, 0x5140), out[1] = ptx::prmt(lo, hi, 0x7362);
+    }
+};
+
+int chunk_blocks(const qk_shape &w) {
+    const int64_t chunk = w.chunk_k > 0 && w.chunk_k < w.k ? w.chunk_k : w.k;
+    return int((chunk + sm80::kBlockK - 1) / sm80::kBlockK);
+}
+bool supports_sm80(const qk_device *device, const qk_gemm *g, qk_why *why) {
+    constexpr int bytes = sm80::Config<Codes8<false>, 64>::kSharedBytes;
+    if (device->sm < 80) return qk_no(why, "sm_%d, needed sm_80", int(device->sm));
+    if (g->x.code != QE_CODE_F16 && g->x.code != QE_CODE_BF16) return qk_no(why, "input is not of 16 bits");
+    if (g->w.chunk_k % sm80::kBlockK && g->w.chunk_k < g->w.k)
+        return qk_no(why, "chunks of %lld columns", (long long)g->w.chunk_k);
+    if (device->unit_bytes < uint32_t(bytes))
+        return qk_no(why, "%u bytes of shared memory, needed %d", device->unit_bytes, bytes);
+    return float_output(g, why);
+}
+void plan_sm80(const qk_device *device, const qk_gemm *g, qk_plan *out) {
+    sm80::plan_of(device, g, 1, chunk_blocks(g->w), out);
+}
+Context context_of(const qk_shape &w, const void *blob) {
+    return {static_cast<const float *>(blob), int(qk_wx_units(&w.quant, w.k)), w.quant.zero == QE_ZERO_POINT,
+            w.quant.zero_const};
+}
+template <class F>
+qe_status run_format(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
+    const qk_shape &w = args->w->shape;
+    sm80::Args<F> a{};
+    a.band_bytes = qk_wx_band_bytes(&w.quant, w.k), a.block_bytes = int(qk_wx_block_bytes(&w.quant, w.k));
+    a.head_bytes = int64_t(qk_cuda_wxa16.head_bytes(&w));
+    a.chunk_blocks = chunk_blocks(w);
+    a.context = context_of(w, args->w->blob);
+    a.output = output_of(plan, args, a.band_bytes, 0);
+    return sm80::run_family<F, 1>(plan, args, a, queue, "cuda/wxa16_sm80", err);
+}
+qe_status run_sm80(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
+    const bool table = qk_wx_code_bits(&args->w->shape.quant) == 4;
+    if (args->x.quant.code == QE_CODE_F16)
+        return table ? run_format<Table4<false>>(plan, args, queue, err)
+                     : run_format<Codes8<false>>(plan, args, queue, err);
+    return table ? run_format<Table4<true>>(plan, args, queue, err) : run_format<Codes8<true>>(plan, args, queue, err);
+}
+
+// ---- one thread per output ---------------------------------------------------------------------------------------
+constexpr int kSimtThreads = 128;
+struct SimtArgs {
+    const float *x;
+    int64_t ld, m, k, chunk_k;
+    const unsigned char *w;
+    int64_t band_bytes, block_bytes;
+    int code_bits;
+    Context context;
+    Epilogue out;
+};
+PTX_FN float dot(const SimtArgs &a, int64_t m, int64_t n) {
+    const unsigned char *half = a.w + n / QK_W4_ROWS * a.band_bytes + n % QK_W4_ROWS / 64 * a.block_bytes;
+    const int row = int(n % 64), r = row % 16 / 8, lane = row / 16 * 32 + row % 8 * 4, units = a.context.units;
+    const int at = row / 16 * 16 + row % 8 * 2 + r;
+    float sum = 0, y = 0;
+    for (int64_t k = 0; k < a.k; k++) {
+        if (k && k % a.chunk_k == 0) sum = qe_add(sum, y), y = 0;
+        const unsigned char *block = half + k / 128 * 2 * a.block_bytes, *numbers = block + a.code_bits * 1024;
+        const int in = int(k % 128), step = in / 16, column = in % 16, unit = in * units / 128, word = step / 2 * 2 + r;
+        const unsigned char *quad = block + (lane + column % 8 / 2) * 16;
+        float value;
+        if (a.code_bits == 8) {
+            const int c = quad[step / 2 * 2048 + (step % 2 * 2 + r) * 4 + column % 2 + column / 8 * 2];
+            value = float(c - (a.context.has_zeros ? numbers[units * 256 + unit * 64 + at] : a.context.zero));
+        } else
+            value = a.context.table[quad[word / 4 * 2048 + word % 4 * 4 + column % 2 * 2 + step % 2] >> column / 8 * 4 & 15];
+        const float scale = reinterpret_cast<const float *>(numbers + unit * 256)[at];
+        y = qe_fma(a.x[m * a.ld + k], qe_mul(scale, value), y);
+    }
+    return qe_add(sum, y);
+}
+__global__ void __launch_bounds__(kSimtThreads) plain(const __grid_constant__ SimtArgs a) {
+    const int64_t n = (int64_t(blockIdx.x) * 32 + threadIdx.x % 32) * 2, m = int64_t(blockIdx.y) * 4 + threadIdx.x / 32;
+    if (n >= a.out.n || m >= a.m) return;
+    const float v0 = dot(a, m, n), v1 = n + 1 < a.out.n ? dot(a, m, n + 1) : 0.0f;
+    a.out.pair(m, n, v0, v1);
+}
+bool supports_simt(const qk_device *, const qk_gemm *g, qk_why *why) {
+    if (g->x.code != QE_CODE_F32) return qk_no(why, "16-bit input is left to cuda/wxa16_sm80");
+    return float_output(g, why);
+}
+void plan_simt(const qk_device *, const qk_gemm *g, qk_plan *out) {
+    out->variant = variant_of(0, g);
+    out->splits = 1;
+    out->grid[0] = uint32_t((g->w.n + 63) / 64), out->grid[1] = uint32_t((g->m + 3) / 4), out->grid[2] = 1;
+    out->block = kSimtThreads;
+}
+qe_status run_simt(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
+    const qk_shape &w = args->w->shape;
+    SimtArgs a{};
+    a.x = static_cast<const float *>(args->x.data), a.ld = args->x.ld, a.m = args->x.m, a.k = w.k;
+    a.chunk_k = w.chunk_k > 0 ? w.chunk_k : w.k;
+    a.w = static_cast<const unsigned char *>(args->w->blob) + qk_cuda_wxa16.head_bytes(&w);
+    a.band_bytes = qk_wx_band_bytes(&w.quant, w.k), a.block_bytes = qk_wx_block_bytes(&w.quant, w.k);
+    a.code_bits = qk_wx_code_bits(&w.quant);
+    a.context = context_of(w, args->w->blob);
+    a.out = epilogue_of(plan, args);
+    if (a.m == 0) return QE_OK;
+    return launch(plain, dim3(plan->grid[0], uint32_t((a.m + 3) / 4)), plan->block, 0, queue, "cuda/wxa16_simt", err,
+                  a);
+}
+
+} // namespace wxa16
+} // namespace qk_cuda
+
+extern "C" const qk_row qk_cuda_wxa16_sm80_row = {"cuda/wxa16_sm80", &qk_cuda_wxa16, qk_cuda::wxa16::supports_sm80,
+                                                  qk_cuda::wxa16::plan_sm80, qk_cuda::wxa16::run_sm80};
+extern "C" const qk_row qk_cuda_wxa16_simt_row = {"cuda/wxa16_simt", &qk_cuda_wxa16, qk_cuda::wxa16::supports_simt,
+                                                  qk_cuda::wxa16::plan_simt, qk_cuda::wxa16::run_simt};
