@@ -72,16 +72,24 @@ std::vector<char> prepare_bytes(Pool &pool, const PrepareCase &c, int64_t m, boo
     return result;
 }
 TEST(CudaPrepare, MatchesReference) {
+    int runs = 0;
     for (const PrepareCase &c : kPrepare)
         for (bool bad : {false, true}) {
             if (bad && (c.norm || c.hadamard || c.mode == QE_ACT_FLOAT)) continue; // NaN payloads differ by machine
             Pool ref(&qk_ref_backend), cuda(&qk_cuda_backend);
-            const std::vector<char> want = prepare_bytes(ref, c, 5, bad), got = prepare_bytes(cuda, c, 5, bad);
-            ASSERT_EQ(want.size(), got.size());
-            for (size_t i = 0; i < want.size(); i++)
-                ASSERT_EQ(int(want[i]), int(got[i]))
-                    << c.name << (bad ? " with NaN" : "") << " byte " << i << " of " << want.size();
+            const std::vector<char> want = prepare_bytes(ref, c, 5, bad);
+            for (simt::Order order : {simt::Order::RoundRobin, simt::Order::Reverse, simt::Order::Random}) {
+                simt::device().options.order = order;
+                const std::vector<char> got = prepare_bytes(cuda, c, 5, bad);
+                ASSERT_EQ(want.size(), got.size());
+                for (size_t i = 0; i < want.size(); i++)
+                    ASSERT_EQ(int(want[i]), int(got[i]))
+                        << c.name << (bad ? " with NaN" : "") << " byte " << i << " of " << want.size();
+                runs++;
+            }
         }
+    simt::device().options = {};
+    std::printf("%d runs\n", runs);
 }
 
 TEST(CudaDevice, DescribesTheEmulator) {

@@ -1,7 +1,6 @@
 // Row cuda/w8a8_sm80: int8 x int8 with mma.sync m16n8k32, cp.async ring, layout cuda/w8a8.
 #include "cuda_backend.h"
-#include "epilogue.cuh"
-#include "launch.cuh"
+#include "output.cuh"
 
 namespace qk_cuda {
 namespace w8a8_sm80 {
@@ -11,12 +10,9 @@ constexpr int BN = QK_W8_ROWS, BK = QK_W8_TILE_K, kStages = 3, kThreads = 256;
 struct Args {
     const int8_t *x;
     int64_t ld, m;
-    const float *x_scale;
-    const int32_t *x_zero; // NULL: symmetric
-    int x_static;          // one scale and zero for all tokens
     const unsigned char *w;
     int64_t band_bytes, tiles;
-    Epilogue out;
+    Output output;
 };
 
 template <int BM> constexpr int shared_bytes() {
@@ -44,7 +40,7 @@ PTX_FN void load_stage(const Args &a, uint32_t stage, const unsigned char *band,
     }
 }
 
-template <int BM> __global__ void __launch_bounds__(kThreads) gemm(const Args a) {
+template <int BM> __global__ void __launch_bounds__(kThreads) gemm(const __grid_constant__ Args a) {
     constexpr int kWarpsM = BM == 128 ? 2 : 1, kWarpM = BM / kWarpsM, kWarpN = BN * kWarpsM / 8;
     constexpr int MI = kWarpM / 16, NI = kWarpN / 8, kStageBytes = (BM + BN) * BK;
     PTX_DYN_SMEM(unsigned char, smem);
@@ -86,6 +82,7 @@ template <int BM> __global__ void __launch_bounds__(kThreads) gemm(const Args a)
                 }
         }
     }
+    const Output &o = a.output;
     const float *scale = reinterpret_cast<const float *>(band + a.tiles * QK_W8_TILE_BYTES);
     const int32_t *rowsum = reinterpret_cast<const int32_t *>(scale + BN);
     const int g = lane / 4, q = lane % 4;
@@ -95,9 +92,9 @@ template <int BM> __global__ void __launch_bounds__(kThreads) gemm(const Args a)
         for (int h = 0; h < 2; h++) {
             const int64_t m = m0 + wm + i * 16 + h * 8 + g;
             if (m >= a.m) continue;
-            const int64_t token = a.x_static ? 0 : m;
-            const float s = a.x_scale[token];
-            const uint32_t zero = a.x_zero ? uint32_t(a.x_zero[token]) : 0;
+            const int64_t token = o.x_static ? 0 : m;
+            const float s = o.x_scale[token];
+            const uint32_t zero = o.x_zero ? uint32_t(o.x_zero[token]) : 0;
 #pragma unroll
             for (int j = 0; j < NI; j++) {
                 const int c = wn + j * 8 + q * 2;
@@ -106,8 +103,9 @@ template <int BM> __global__ void __launch_bounds__(kThreads) gemm(const Args a)
                 for (int e = 0; e < 2; e++) {
                     const uint32_t sum = uint32_t(acc[i][j][h * 2 + e]) - zero * uint32_t(rowsum[c + e]);
                     v[e] = qe_mul(qe_mul(float(int32_t(sum)), s), scale[c + e]);
+                    if (o.requant && n0 + c + e < o.out.n) o.requantize(m, n0 + c + e, sum);
                 }
-                a.out.pair(m, n0 + c, v[0], v[1]);
+                if (!o.requant) o.out.pair(m, n0 + c, v[0], v[1]);
             }
         }
 }
@@ -116,7 +114,7 @@ bool supports(const qk_device *device, const qk_gemm *g, qk_why *why) {
     if (device->sm < 80) return qk_no(why, "sm_%d, needed sm_80", int(device->sm));
     if (device->unit_bytes < uint32_t(shared_bytes<128>()))
         return qk_no(why, "%u bytes of shared memory, needed %d", device->unit_bytes, shared_bytes<128>());
-    return float_output(g, why);
+    return integer_output(g, why);
 }
 void plan(const qk_device *, const qk_gemm *g, qk_plan *out) {
     const int instance = g->m <= 32, bm = instance ? 32 : 128;
@@ -126,14 +124,12 @@ void plan(const qk_device *, const qk_gemm *g, qk_plan *out) {
     out->shared_bytes = uint32_t(instance ? shared_bytes<32>() : shared_bytes<128>());
 }
 qe_status run(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
-    const qk_shape &w = args->w->shape;
     const int bm = plan->variant ? 32 : 128;
     Args a{};
     a.x = static_cast<const int8_t *>(args->x.data), a.ld = args->x.ld, a.m = args->x.m;
-    a.x_scale = args->x.scales, a.x_zero = args->x.zeros, a.x_static = w.act.mode == QE_ACT_STATIC;
     a.w = static_cast<const unsigned char *>(args->w->blob);
-    a.band_bytes = qk_w8_band_bytes(w.k), a.tiles = qk_w8_tiles(w.k);
-    a.out = epilogue_of(plan, args);
+    a.band_bytes = qk_w8_band_bytes(args->w->shape.k), a.tiles = qk_w8_tiles(args->w->shape.k);
+    a.output = output_of(plan, args, a.band_bytes, a.tiles * QK_W8_TILE_BYTES);
     if (a.m == 0) return QE_OK;
     dim3 grid(plan->grid[0], uint32_t((a.m + bm - 1) / bm));
     return launch(bm == 32 ? gemm<32> : gemm<128>, grid, plan->block, plan->shared_bytes, queue, "cuda/w8a8_sm80", err,

@@ -226,8 +226,7 @@ bool supports_simt(const qk_device *, const qk_gemm *g, qk_why *why) {
     return float_output(g, why);
 }
 void plan_simt(const qk_device *, const qk_gemm *g, qk_plan *out) {
-    out->variant = variant_of(0, g);
-    out->splits = 1;
+    out->variant = 0;
     out->grid[0] = uint32_t((g->w.n + 63) / 64), out->grid[1] = uint32_t((g->m + 3) / 4), out->grid[2] = 1;
     out->block = kSimtThreads;
 }
