@@ -10,7 +10,8 @@
 namespace qk_cuda {
 namespace sm80 {
 
-constexpr int kRows = 128, kBlockK = 128, kThreads = 256, kStages = 3;
+constexpr int kRows = 128, kBlockK = 128, kThreads = 256;
+constexpr int kLeastShared = 99 * 1024; // of a block on sm_86 and sm_89
 
 template <class F> struct Args {
     const unsigned char *x;
@@ -27,8 +28,10 @@ template <class F> struct Args {
 // mma(), and promoting ones unit_ends(step), scale(step, row).
 template <class F, int kTok> struct Config {
     static constexpr int kXTile = kTok * 128, kXStage = kXTile * F::kXBytes, kStage = kXStage + 2 * F::kBlockBytes;
+    static constexpr int kStages = 3 * kStage <= kLeastShared ? 3 : 2;
     static constexpr int kTile = tile_bytes<kRows, kTok>();
     static constexpr int kSharedBytes = kStages * kStage > kTile ? kStages * kStage : kTile;
+    static_assert(kSharedBytes <= kLeastShared, "every device of sm_80 and later runs it");
 };
 
 template <class F, int kTok>
@@ -105,17 +108,17 @@ __global__ void __launch_bounds__(kThreads, 1)
     const typename F::State state = F::begin(a.context);
     Acc acc[kTok / 8][4] = {}, total[F::kTotals ? kTok / 8 : 1][4] = {}, part[F::kPromotes ? kTok / 8 : 1][4] = {};
 #pragma unroll
-    for (int s = 0; s < kStages - 1; s++) {
+    for (int s = 0; s < C::kStages - 1; s++) {
         if (begin + s < end) load_stage<F, kTok>(a, base + uint32_t(s * C::kStage), band, m0, begin + s);
         ptx::cp_async_commit();
     }
     for (int kb = begin; kb < end; kb++) {
         const int i = kb - begin;
-        ptx::cp_async_wait<kStages - 2>();
+        ptx::cp_async_wait<C::kStages - 2>();
         __syncthreads();
-        const int next = i + kStages - 1;
+        const int next = i + C::kStages - 1;
         if (begin + next < end)
-            load_stage<F, kTok>(a, base + uint32_t(next % kStages * C::kStage), band, m0, begin + next);
+            load_stage<F, kTok>(a, base + uint32_t(next % C::kStages * C::kStage), band, m0, begin + next);
         ptx::cp_async_commit();
         if constexpr (F::kTotals) {
             if (i > 0 && i % a.chunk_blocks == 0) {
@@ -128,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                     }
             }
         }
-        const uint32_t stage = base + uint32_t(i % kStages * C::kStage);
+        const uint32_t stage = base + uint32_t(i % C::kStages * C::kStage);
         F w;
         w.load(stage + uint32_t(C::kXStage + warp / 4 * a.block_bytes), warp % 4 * 32 + lane, state);
 #pragma unroll
@@ -153,7 +156,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // ---- plans and launches of a family ------------------------------------------------------------------------------
 // Instances are tiles of 16, 64 and (8-bit input) 128 tokens. Splits as on sm_90: up to 8, or at chunk borders.
-inline void plan_of(const qk_device *device, const qk_gemm *g, int largest, int chunk_blocks, qk_plan *out) {
+template <class F>
+void plan_of(const qk_device *device, const qk_gemm *g, int largest, int chunk_blocks, qk_plan *out) {
     const int instance = g->m <= 16 ? 0 : g->m <= 64 || largest == 1 ? 1 : 2, tokens = instance ? 32 << instance : 16;
     const int blocks = int((g->w.k + kBlockK - 1) / kBlockK), bands = int((g->w.n + kRows - 1) / kRows);
     int split = blocks;
@@ -167,6 +171,9 @@ inline void plan_of(const qk_device *device, const qk_gemm *g, int largest, int 
     out->grid[0] = uint32_t((g->m + tokens - 1) / tokens), out->grid[1] = uint32_t(bands);
     out->grid[2] = uint32_t(out->splits);
     out->block = kThreads;
+    out->shared_bytes = uint32_t(instance == 0 ? Config<F, 16>::kSharedBytes : Config<F, 64>::kSharedBytes);
+    if constexpr (!F::kTotals)
+        if (instance == 2) out->shared_bytes = uint32_t(Config<F, 128>::kSharedBytes);
     if (out->splits > 1) out->workspace_bytes = uint64_t(out->splits) * uint64_t(g->m) * uint64_t(partial_ld(g->w.n)) * 4;
 }
 template <class F, int kTok>

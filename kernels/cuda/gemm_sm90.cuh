@@ -200,13 +200,27 @@ inline int split_blocks_of(const qk_device *device, const qk_gemm *g, int chunk_
     while (splits > 1 && blocks / splits < 4) splits--; // a split fills at least half of its ring
     return (blocks + splits - 1) / splits;
 }
-inline void plan_of(const qk_device *device, const qk_gemm *g, int largest, int chunk_blocks, qk_plan *out) {
+template <class F> uint32_t shared_bytes_of(int instance) {
+    const int bytes[] = {Config<F, 16>::kSharedBytes, Config<F, 64>::kSharedBytes, Config<F, 128>::kSharedBytes};
+    if constexpr (!F::kTotals)
+        if (instance == 3) return uint32_t(Config<F, 256>::kSharedBytes);
+    return uint32_t(bytes[instance]);
+}
+template <class F> uint32_t threads_of(int instance) {
+    const int threads[] = {Config<F, 16>::kThreads, Config<F, 64>::kThreads, Config<F, 128>::kThreads};
+    if constexpr (!F::kTotals)
+        if (instance == 3) return uint32_t(Config<F, 256>::kThreads);
+    return uint32_t(threads[instance]);
+}
+template <class F>
+void plan_of(const qk_device *device, const qk_gemm *g, int largest, int chunk_blocks, qk_plan *out) {
     const int instance = tile_of(g->m, largest), tokens = kTiles[instance];
     const int blocks = int((g->w.k + kBlockK - 1) / kBlockK), split = split_blocks_of(device, g, chunk_blocks);
     out->variant = instance;
     out->splits = (blocks + split - 1) / split;
     out->grid[0] = uint32_t((g->m + tokens - 1) / tokens), out->grid[1] = uint32_t((g->w.n + kRows - 1) / kRows);
     out->grid[2] = uint32_t(out->splits);
+    out->block = threads_of<F>(instance), out->shared_bytes = shared_bytes_of<F>(instance);
     if (out->splits > 1) out->workspace_bytes = uint64_t(out->splits) * uint64_t(g->m) * uint64_t(partial_ld(g->w.n)) * 4;
 }
 template <class F, int kTok>

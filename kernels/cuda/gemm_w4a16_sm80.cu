@@ -1,5 +1,5 @@
 // Rows of layout cuda/w4a16 below sm_90: cuda/w4a16_sm80 (mma.sync m16n8k16, fp16 or bf16 input) and cuda/w4a16_simt (one
-// thread per output, fp32 input). fp16 weights are scaled in registers; bf16 would round the fp16 scales, so there codes
+// thread per output, any float input). fp16 weights are scaled in registers; bf16 would round the fp16 scales, so there codes
 // stay integers, exact in bf16, and sums are scaled in fp32.
 #include "gemm_sm80.cuh"
 #include "w4_unpack.cuh"
@@ -65,7 +65,10 @@ bool supports_sm80(const qk_device *device, const qk_gemm *g, qk_why *why) {
     return float_output(g, why);
 }
 void plan_sm80(const qk_device *device, const qk_gemm *g, qk_plan *out) {
-    sm80::plan_of(device, g, 1, chunk_blocks(g->w), out);
+    if (qk_w4_units(&g->w.quant, g->w.k) == 1)
+        sm80::plan_of<Half<1>>(device, g, 1, chunk_blocks(g->w), out); // bf16 has the same stages
+    else
+        sm80::plan_of<Half<4>>(device, g, 1, chunk_blocks(g->w), out);
 }
 template <class F>
 qe_status run_format(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
@@ -88,8 +91,9 @@ qe_status run_sm80(const qk_plan *plan, const qk_gemm_args *args, const qk_queue
 // ---- one thread per output ---------------------------------------------------------------------------------------
 constexpr int kSimtThreads = 128;
 struct SimtArgs {
-    const float *x;
+    const void *x;
     int64_t ld, m, k, chunk_k;
+    int x_type;
     const unsigned char *w;
     int64_t band_bytes, block_bytes;
     int units, has_zeros, zero;
@@ -109,7 +113,8 @@ PTX_FN float dot(const SimtArgs &a, int64_t m, int64_t n) {
         const int at = row / 16 * 16 + row % 8 * 2 + r;
         const int z = a.has_zeros ? numbers[a.units * 128 + unit * 64 + at] : a.zero;
         const float s = qe_f16_to_f32(reinterpret_cast<const uint16_t *>(numbers + unit * 128)[at]);
-        y = qe_fma(a.x[m * a.ld + k], qe_mul(s, float((byte >> 4 * (column / 8) & 15) - z)), y);
+        const float w = qe_mul(s, float((byte >> 4 * (column / 8) & 15) - z));
+        y = qe_fma(load_real(a.x, m * a.ld + k, a.x_type), w, y);
     }
     return qe_add(sum, y);
 }
@@ -120,7 +125,6 @@ __global__ void __launch_bounds__(kSimtThreads) plain(const __grid_constant__ Si
     a.out.pair(m, n, v0, v1);
 }
 bool supports_simt(const qk_device *, const qk_gemm *g, qk_why *why) {
-    if (g->x.code != QE_CODE_F32) return qk_no(why, "16-bit input is left to cuda/w4a16_sm80");
     return float_output(g, why);
 }
 void plan_simt(const qk_device *, const qk_gemm *g, qk_plan *out) {
@@ -131,7 +135,7 @@ void plan_simt(const qk_device *, const qk_gemm *g, qk_plan *out) {
 qe_status run_simt(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
     const qk_shape &w = args->w->shape;
     SimtArgs a{};
-    a.x = static_cast<const float *>(args->x.data), a.ld = args->x.ld, a.m = args->x.m, a.k = w.k;
+    a.x = args->x.data, a.x_type = args->x.quant.code, a.ld = args->x.ld, a.m = args->x.m, a.k = w.k;
     a.chunk_k = w.chunk_k > 0 ? w.chunk_k : w.k;
     a.w = static_cast<const unsigned char *>(args->w->blob);
     a.band_bytes = qk_w4a16_band_bytes(&w.quant, w.k), a.block_bytes = qk_w4a16_block_bytes(&w.quant, w.k);

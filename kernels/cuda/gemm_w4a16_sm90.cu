@@ -31,7 +31,10 @@ int chunk_blocks(const qk_shape &w) {
     return int((chunk + sm90::kBlockK - 1) / sm90::kBlockK);
 }
 void plan(const qk_device *device, const qk_gemm *g, qk_plan *out) {
-    sm90::plan_of(device, g, 2, chunk_blocks(g->w), out);
+    if (qk_w4_units(&g->w.quant, g->w.k) == 1)
+        sm90::plan_of<Format<1>>(device, g, 2, chunk_blocks(g->w), out);
+    else
+        sm90::plan_of<Format<4>>(device, g, 2, chunk_blocks(g->w), out);
 }
 template <int kUnits>
 qe_status run_units(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {

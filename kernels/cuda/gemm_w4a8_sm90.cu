@@ -24,7 +24,10 @@ bool supports(const qk_device *device, const qk_gemm *g, qk_why *why) {
     return integer_output(g, why);
 }
 void plan(const qk_device *device, const qk_gemm *g, qk_plan *out) {
-    sm90::plan_of(device, g, 3, 0, out);
+    if (qk_w4_units(&g->w.quant, g->w.k) == 1)
+        sm90::plan_of<Format<1>>(device, g, 3, 0, out);
+    else
+        sm90::plan_of<Format<4>>(device, g, 3, 0, out);
 }
 template <int kUnits>
 qe_status run_units(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {

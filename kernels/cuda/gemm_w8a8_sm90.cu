@@ -25,7 +25,7 @@ bool supports(const qk_device *device, const qk_gemm *g, qk_why *why) {
     return integer_output(g, why);
 }
 void plan(const qk_device *device, const qk_gemm *g, qk_plan *out) {
-    sm90::plan_of(device, g, 3, 0, out);
+    sm90::plan_of<Format>(device, g, 3, 0, out);
 }
 qe_status run(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
     sm90::Args<Format> a{};

@@ -1,5 +1,5 @@
 // Rows of layout cuda/wxa16: cuda/wxa16_sm80 (mma.sync m16n8k16, fp16 or bf16 input) and cuda/wxa16_simt (one thread per
-// output, fp32 input). Codes enter the product unscaled, c - z exactly, table values rounded once to the input's type;
+// output, any float input). Codes enter the product unscaled, c - z exactly, table values rounded once to the input's type;
 // part sums are scaled in fp32 after every unit, whatever type the checkpoint keeps scales in.
 #include <cuda_fp16.h>
 
@@ -158,7 +158,10 @@ bool supports_sm80(const qk_device *device, const qk_gemm *g, qk_why *why) {
     return float_output(g, why);
 }
 void plan_sm80(const qk_device *device, const qk_gemm *g, qk_plan *out) {
-    sm80::plan_of(device, g, 1, chunk_blocks(g->w), out);
+    if (qk_wx_code_bits(&g->w.quant) == 4)
+        sm80::plan_of<Table4<false>>(device, g, 1, chunk_blocks(g->w), out); // bf16 has the same stages
+    else
+        sm80::plan_of<Codes8<false>>(device, g, 1, chunk_blocks(g->w), out);
 }
 Context context_of(const qk_shape &w, const void *blob) {
     return {static_cast<const float *>(blob), int(qk_wx_units(&w.quant, w.k)), w.quant.zero == QE_ZERO_POINT,
@@ -186,8 +189,9 @@ qe_status run_sm80(const qk_plan *plan, const qk_gemm_args *args, const qk_queue
 // ---- one thread per output ---------------------------------------------------------------------------------------
 constexpr int kSimtThreads = 128;
 struct SimtArgs {
-    const float *x;
+    const void *x;
     int64_t ld, m, k, chunk_k;
+    int x_type;
     const unsigned char *w;
     int64_t band_bytes, block_bytes;
     int code_bits;
@@ -211,7 +215,7 @@ PTX_FN float dot(const SimtArgs &a, int64_t m, int64_t n) {
         } else
             value = a.context.table[quad[word / 4 * 2048 + word % 4 * 4 + column % 2 * 2 + step % 2] >> column / 8 * 4 & 15];
         const float scale = reinterpret_cast<const float *>(numbers + unit * 256)[at];
-        y = qe_fma(a.x[m * a.ld + k], qe_mul(scale, value), y);
+        y = qe_fma(load_real(a.x, m * a.ld + k, a.x_type), qe_mul(scale, value), y);
     }
     return qe_add(sum, y);
 }
@@ -222,7 +226,6 @@ __global__ void __launch_bounds__(kSimtThreads) plain(const __grid_constant__ Si
     a.out.pair(m, n, v0, v1);
 }
 bool supports_simt(const qk_device *, const qk_gemm *g, qk_why *why) {
-    if (g->x.code != QE_CODE_F32) return qk_no(why, "16-bit input is left to cuda/wxa16_sm80");
     return float_output(g, why);
 }
 void plan_simt(const qk_device *, const qk_gemm *g, qk_plan *out) {
@@ -233,7 +236,7 @@ void plan_simt(const qk_device *, const qk_gemm *g, qk_plan *out) {
 qe_status run_simt(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
     const qk_shape &w = args->w->shape;
     SimtArgs a{};
-    a.x = static_cast<const float *>(args->x.data), a.ld = args->x.ld, a.m = args->x.m, a.k = w.k;
+    a.x = args->x.data, a.x_type = args->x.quant.code, a.ld = args->x.ld, a.m = args->x.m, a.k = w.k;
     a.chunk_k = w.chunk_k > 0 ? w.chunk_k : w.k;
     a.w = static_cast<const unsigned char *>(args->w->blob) + qk_cuda_wxa16.head_bytes(&w);
     a.band_bytes = qk_wx_band_bytes(&w.quant, w.k), a.block_bytes = qk_wx_block_bytes(&w.quant, w.k);
