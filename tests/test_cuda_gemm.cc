@@ -102,10 +102,15 @@ const char *expected_layout(const Scheme &s, int64_t k) {
     if (!whole || s.act_group != 0 || s.quant.bits > 4 || s.quant.zero == QE_ZERO_REAL) return s.layout;
     return s.quant.super == QE_NUM_ONE ? "cuda/w4a8" : "cuda/any";
 }
-// The race and asan flavours judge order and addresses, not luck: one schedule of the large problems will do.
+// The race and asan flavours judge order and addresses, not luck: one schedule of the large problems will do, and for
+// addresses the ragged ones.
 bool hooks() {
     const char *flavour = std::getenv("SIMT_FLAVOUR");
     return flavour && *flavour;
+}
+bool addresses_only() {
+    const char *flavour = std::getenv("SIMT_FLAVOUR");
+    return flavour && !std::strcmp(flavour, "asan");
 }
 bool one_thread_per_output(const qk_row *row) {
     return !std::strcmp(row->name, "cuda/any") || std::strstr(row->name, "_simt");
@@ -156,6 +161,7 @@ TEST_P(CudaGemm, MatchesReference) {
     double worst = 0;
     for (const Problem &p : kProblems) {
         if (p.tiles && !s.thorough && &p != &kProblems[kOneTiled]) continue;
+        if (p.tiles && p.n % 128 == 0 && addresses_only()) continue;
         Tensor t;
         make_tensor(&t, s, p.n, p.k, uint32_t(p.n));
         const qk_shape shape = shape_of(s, p.n, p.k);
