@@ -292,9 +292,8 @@ inline std::vector<char> run(Pool &pool, const qk_weight &w, const qk_row *row, 
     std::vector<char> y(size_t(p.m * ldy) * type_bytes(p.y_type), 0x5a);
     qk_gemm g{};
     g.w = w.shape, g.x = prepared.quant, g.m = p.m, g.y_type = p.y_type, g.act = p.act, g.flags = p.flags;
-    qk_plan plan{};
+    qk_plan plan = qk_plan_begin(row, &g);
     row->plan(&pool.device, &g, &plan);
-    plan.row = row;
     qk_gemm_args a{};
     a.w = &w, a.x = prepared, a.ldy = ldy, a.ldr = ldy;
     a.y = pool.put(y.data(), y.size());

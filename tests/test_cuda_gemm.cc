@@ -253,9 +253,8 @@ TEST_P(CudaGemm, Requantizes) {
             a.y = cuda.put(y.data(), y.size());
             a.bias_q = static_cast<const int32_t *>(cuda.put(bias.data(), bias.size() * 4));
             a.requant = static_cast<const float *>(cuda.put(multiplier.data(), multiplier.size() * 4));
-            qk_plan plan{};
+            qk_plan plan = qk_plan_begin(*row, &g);
             (*row)->plan(&cuda.device, &g, &plan);
-            plan.row = *row;
             if (plan.workspace_bytes) a.workspace = cuda.put(nullptr, plan.workspace_bytes);
             qe_error err{};
             ASSERT_EQ((*row)->run(&plan, &a, &cuda.queue, &err), QE_OK) << err.message;
