@@ -197,8 +197,9 @@ QE_API qe_status qe_dequantize(const qe_qtensor *t, int64_t row, int64_t count, 
 
 /* Round w[n][ldw] to nearest under t->quant into t's arrays. Without KEEP_SCALES scales, zeros and tables are first
  * computed from absmax or min-max; with it they are taken as given and only codes are written: the last step of
- * GPTQ, AdaRound and every range method of <qengine/quantize.h>. QE_E_VALUE names the first NaN or Inf. */
-enum { QE_QUANTIZE_KEEP_SCALES = 1 };
+ * GPTQ, AdaRound and every range method of <qengine/quantize.h>. FULL_RANGE lets symmetric codes use the lowest code
+ * too, as GGUF does: -8 .. 7, with a negative scale where that fits. QE_E_VALUE names the first NaN or Inf. */
+enum { QE_QUANTIZE_KEEP_SCALES = 1, QE_QUANTIZE_FULL_RANGE = 2 };
 QE_API qe_status qe_quantize(const float *w, int64_t ldw, uint32_t flags, qe_qtensor *t, qe_error *err);
 
 #ifdef __cplusplus

@@ -162,9 +162,9 @@ typedef struct qe_round_options {
 
 /* Round w[t->n][ldw] under t->quant into t's placed arrays: scales, zeros, tables and codes, and t->facts.
  * RTN, GPTQ and ADAROUND take every scheme with scales (float codes: plain rounding). With a Hessian the range search
- * of RTN weighs columns by its diagonal. QE_E_UNSUPPORTED: the method cannot make this scheme. GPTQ and ADAROUND never
- * return a row with more layer error than RTN's under the same calibration. Source: GPTQ arXiv 2210.17323 in the LDLQ
- * form of 2307.13304; AdaRound 2004.10568; TWN 1605.04711; TTQ 1612.01064; BitNet b1.58 2402.17764. */
+ * of RTN weighs columns by its diagonal. QE_E_UNSUPPORTED: the method cannot make this scheme. No row that ADAROUND
+ * returns has more output error on its sample than RTN's. Sources: GPTQ arXiv 2210.17323 as the LDLQ form of 2307.13304;
+ * AdaRound 2004.10568; TWN 1605.04711; TTQ 1612.01064; BitNet b1.58 2402.17764; BWN and XNOR-Net 1603.05279. */
 QE_API qe_status qe_round_weights(const float *w, int64_t ldw, const qe_calibration *calibration,
                                   const qe_round_options *options, qe_qtensor *t, qe_error *err);
 
