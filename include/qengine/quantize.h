@@ -163,8 +163,8 @@ typedef struct qe_round_options {
 /* Round w[t->n][ldw] under t->quant into t's placed arrays: scales, zeros, tables and codes, and t->facts.
  * RTN, GPTQ and ADAROUND take every scheme with scales (float codes: plain rounding). With a Hessian the range search
  * of RTN weighs columns by its diagonal. QE_E_UNSUPPORTED: the method cannot make this scheme. No row that ADAROUND
- * returns has more output error on its sample than RTN's. Sources: GPTQ arXiv 2210.17323 as the LDLQ form of 2307.13304;
- * AdaRound 2004.10568; TWN 1605.04711; TTQ 1612.01064; BitNet b1.58 2402.17764; BWN and XNOR-Net 1603.05279. */
+ * returns has more output error on its sample than RTN's. Sources: GPTQ arXiv 2210.17323 (as the LDLQ of 2307.13304),
+ * AdaRound 2004.10568, TWN 1605.04711, TTQ 1612.01064, BitNet b1.58 2402.17764, BWN and XNOR-Net 1603.05279. */
 QE_API qe_status qe_round_weights(const float *w, int64_t ldw, const qe_calibration *calibration,
                                   const qe_round_options *options, qe_qtensor *t, qe_error *err);
 
@@ -256,7 +256,7 @@ typedef struct qe_layer_report {
     double  bits_per_weight;
     double  sqnr_db;                   /* of weights; +inf if exact */
     double  max_error, mean_error;     /* of |w - w'| */
-    double  error_bound;               /* proven from the scales alone: half the widest gap, or the clipped distance */
+    double  error_bound;               /* what nearest rounding under these scales guarantees; RTN keeps it */
     double  output_sqnr_db, output_cosine;   /* on the calibration sample or its Hessian; NaN without one */
 } qe_layer_report;
 /* Compare w with what t holds. Leaves name and method to the caller. */
