@@ -192,9 +192,10 @@ static qe_status load_entries(const file_info *f, json_t *root, qe_error *err) {
     json_t *entry;
     int64_t at = before;
     json_object_foreach(root, name, entry) {
-        if (!strcmp(name, "__metadata__"))
+        if (!strcmp(name, "__metadata__")) {
             QE_TRY(check_metadata(f, entry, err));
-        else
+            if (!store->notes) store->notes = json_incref(entry);
+        } else
             QE_TRY(read_entry(f, name, entry, &all[at++], err));
     }
     store->tensor_count = at;

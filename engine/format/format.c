@@ -5,6 +5,7 @@
 #include "base/check.h"
 #include "base/os.h"
 #include "format/store_internal.h"
+#include "format/packed.h"
 
 enum { PATH_LIMIT = 4095 };
 static const char gguf_suffix[] = ".gguf", safetensors_suffix[] = ".safetensors";
@@ -194,7 +195,9 @@ static qe_status adopt(qe_store *store, qe_reader reader, qe_error *err) {
 
 static qe_status finish(qe_store *store, qe_error *err) {
     if (!store->meta_order) QE_TRY(qe_store_index_metas(store, err));
-    return store->tensor_order ? QE_OK : qe_store_index_tensors(store, err);
+    if (!store->tensor_order) QE_TRY(qe_store_index_tensors(store, err));
+    QE_TRY(qe_packed_cache_create(store, err));
+    return qe_packed_bind(store, err);
 }
 
 static qe_status load_file(qe_store *store, qe_error *err) {
@@ -342,6 +345,7 @@ void qe_store_close(qe_store *store) {
         free(block);
     }
     free(store->header);
+    qe_packed_release(store);
     free(store);
 }
 

@@ -38,7 +38,8 @@ typedef struct qe_store_tensor {
     int32_t     rank, file;             /* file: index of the shard */
     int64_t     dims[QE_MODEL_RANK];    /* row-major, slowest first; rank 0 is one element */
     int64_t     rows, columns;          /* columns = last dimension (1 for rank 0), rows = product of the others */
-    uint64_t    offset, bytes;          /* absolute position in its file */
+    uint64_t    offset, bytes;          /* absolute position in its file; packed: of its codes, bytes of all parts */
+    const struct qe_packed_tensor *packed;      /* spread over several tensors of the file; NULL: as it stands */
 } qe_store_tensor;
 
 int64_t                qe_store_tensor_count(const qe_store *store);
@@ -53,6 +54,13 @@ const qe_quant        *qe_store_quant(const qe_store_tensor *tensor);           
  * QE_E_UNSUPPORTED: type without a decoder. QE_E_VALUE: a NaN or infinity, named by tensor, row and column. */
 qe_status qe_store_read(const qe_store *store, int64_t tensor, int64_t first_row, int64_t rows, const int64_t *row_map,
                         qe_qtensor *band, qe_error *err);
+
+/* What a checkpoint says of a weight beside its codes: quant, n, k, rows; act (mode FLOAT for weight-only schemes) and
+ * *act_known 1 where the file names one; hadamard; order and col_scale, owned by the store. Arrays of values are NULL. */
+void qe_store_form(const qe_store *store, int64_t tensor, qe_qtensor *form, int32_t *act_known);
+
+/* A string of a safetensors file's own __metadata__ ("qengine.report"), NULL if there is none. */
+const char *qe_store_note(const qe_store *store, const char *key);
 
 /* ---- metadata ------------------------------------------------------------------------------------------------- */
 /* One set of getters for GGUF key-values and for config.json flattened with dots ("rope_scaling.factor"). A missing

@@ -50,7 +50,11 @@ struct qe_store {
     uint32_t        *meta_order;        /* by key */
     char            *header;            /* GGUF: the bytes names and keys point into; from malloc */
     qe_store_block  *blocks;            /* everything allocated for the store, freed together */
+    json_t          *quantization;      /* quantization_config as it stands; NULL: none (packed.h) */
+    json_t          *notes;             /* __metadata__ of the first safetensors file; NULL: none */
+    struct qe_packed_cache *cache;
 };
+qe_status qe_packed_cache_create(qe_store *store, qe_error *err);
 
 /* Memory that lives as long as the store, zeroed. NULL: none, or the count overflows. */
 void     *qe_store_alloc(qe_store *store, uint64_t count, size_t bytes_each);

@@ -181,6 +181,8 @@ qe_status qe_config_load(qe_store *store, const char *where, const char *json, s
     if (!status && !(store->metas = qe_store_alloc(store, count, sizeof *store->metas)))
         status = qe_store_nomem(store, err);
     if (!status) status = flatten(&f, root, 0, err);
+    if (!status && json_is_object(json_object_get(root, "quantization_config")) && !store->quantization)
+        store->quantization = json_incref(json_object_get(root, "quantization_config"));
     json_decref(root);
     return status;
 }

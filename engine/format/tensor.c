@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "base/check.h"
-#include "format/store_internal.h"
+#include "format/packed.h"
 
 enum { SCRATCH_BYTES = 1 << 20 };
 
@@ -80,7 +80,7 @@ static int64_t file_row(const read_job *job, int64_t band_row) {
 
 static qe_status check_read(const qe_store *store, const qe_store_tensor *t, int64_t first_row, int64_t rows,
                             const int64_t *row_map, const qe_qtensor *band, qe_error *err) {
-    if (!t->type->decode)
+    if (!t->type->decode && !t->packed)
         return qe_error_at(err, QE_E_UNSUPPORTED, store->files[t->file].name, (int64_t)t->offset,
                            "tensor \"%s\" is of type %s, which is not read", t->name, t->type->name);
     if (rows < 0 || first_row < 0 || first_row > t->rows || rows > t->rows - first_row)
@@ -144,6 +144,7 @@ qe_status qe_store_read(const qe_store *store, int64_t tensor, int64_t first_row
     band->rows = t->rows;
     band->facts = 0;
     if (!rows || !t->bytes) return QE_OK;
+    if (t->packed) return t->packed->read(store, t, first_row, rows, row_map, band, err);
     uint64_t row_bytes = t->bytes / (uint64_t)t->rows;
     int64_t scratch_rows = row_bytes < SCRATCH_BYTES ? (int64_t)(SCRATCH_BYTES / row_bytes) : 1;
     if (scratch_rows > t->rows) scratch_rows = t->rows;
@@ -153,4 +154,20 @@ qe_status qe_store_read(const qe_store *store, int64_t tensor, int64_t first_row
     qe_status status = read_rows(&job, err);
     free(job.scratch);
     return status;
+}
+
+void qe_store_form(const qe_store *store, int64_t tensor, qe_qtensor *form, int32_t *act_known) {
+    const qe_store_tensor *t = &store->tensors[tensor];
+    *form = (qe_qtensor){.quant = t->type->quant, .n = t->rows, .rows = t->rows, .k = t->columns};
+    *act_known = t->packed != NULL;
+    if (!t->packed) return;
+    form->act = t->packed->act;
+    form->hadamard = t->packed->hadamard;
+    form->facts = t->packed->facts;
+    form->order = t->packed->order;
+    form->col_scale = t->packed->col_scale;
+}
+
+const char *qe_store_note(const qe_store *store, const char *key) {
+    return json_string_value(json_object_get(store->notes, key));
 }

@@ -190,6 +190,18 @@ qe_status qe_model_read(const qe_model *model, int64_t index, int64_t first_row,
     return qe_store_read(model->store, index, first_row, rows, NULL, band, err);
 }
 
+qe_status qe_model_form(const qe_model *model, int64_t index, qe_qtensor *out, qe_error *err) {
+    int32_t known;
+    if (!model || !out || !qe_store_tensor_at(model->store, index))
+        return qe_error_set(err, QE_E_ARGUMENT, "no tensor %lld", (long long)index);
+    qe_store_form(model->store, index, out, &known);
+    return QE_OK;
+}
+
+const char *qe_model_note(const qe_model *model, const char *key) {
+    return model && key ? qe_store_note(model->store, key) : NULL;
+}
+
 int64_t qe_model_meta_count(const qe_model *model) {
     return model ? qe_store_meta_count(model->store) : 0;
 }

@@ -89,6 +89,12 @@ typedef struct qe_weight_ref {
     int64_t        n, k;            /* outputs, inputs; vectors: n = 1 */
     float          norm_offset;     /* added to every element of a norm (1 for HF Gemma; GGUF already added it) */
     qe_quant       quant;           /* the stored tensor's canonical descriptor */
+    qe_act         act;             /* how the checkpoint wants the input; only if act_known */
+    int32_t        act_known;
+    int32_t        hadamard;        /* these and the next as in qe_qtensor; owned by the model */
+    const uint32_t *order;
+    const float   *col_scale;
+    uint32_t       facts;           /* QE_FACT_* that hold for every band; checked while packing */
 } qe_weight_ref;
 
 struct qe_family;

@@ -151,7 +151,14 @@ qe_status qe_model_weight(const qe_model *model, qe_role role, int64_t layer, qe
     ref->n = size_of(&model->hp, row->n);
     ref->k = size_of(&model->hp, row->k);
     if (ref->tensor < 0) return QE_OK;
-    ref->quant = *qe_store_quant(qe_store_tensor_at(model->store, ref->tensor));
+    qe_qtensor form;
+    qe_store_form(model->store, ref->tensor, &form, &ref->act_known);
+    ref->quant = form.quant;
+    ref->act = form.act;
+    ref->hadamard = form.hadamard;
+    ref->order = form.order;
+    ref->col_scale = form.col_scale;
+    ref->facts = form.facts;
     ref->row_map = row->flags & QE_ROW_Q_ORDER ? model->q_map : row->flags & QE_ROW_K_ORDER ? model->k_map : NULL;
     if (row->flags & QE_ROW_NORM && !is_gguf(model)) ref->norm_offset = model->family->hf_norm_offset;
     return QE_OK;

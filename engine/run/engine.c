@@ -84,7 +84,7 @@ static uint64_t bytes_to_load(const qe_engine *e) {
 }
 
 static qe_status load_weights(qe_engine *e, const qe_engine_options *o, qe_error *err) {
-    qe_loading loading = {e->model, o->act, o->progress, o->progress_ctx, 0, bytes_to_load(e)};
+    qe_loading loading = {e->model, o->act, NULL, o->progress, o->progress_ctx, 0, bytes_to_load(e)};
     e->layers = calloc((size_t)e->hp.layers, sizeof *e->layers);
     if (!e->layers) return qe_error_set(err, QE_E_NOMEM, "no memory for %lld layers", (long long)e->hp.layers);
     QE_TRY(qe_loading_report(&loading, 0, err));

@@ -33,6 +33,7 @@ enum { QE_STACK_MAX = 3 };
 typedef struct qe_packed {        /* one GEMM: a weight, or several with one input stacked along n */
     qk_weight   weight;
     qe_block    blob, bias;       /* bias: [n] floats, or none */
+    qe_block    order, col_scale; /* [k], or none; weight's pointers */
     int64_t     planned_m;        /* what `plan` was made for; 0: nothing yet */
     qk_plan     plan;
 } qe_packed;
@@ -51,9 +52,20 @@ typedef struct qe_layer {
     qe_block vectors[QE_ROLE_COUNT];   /* norms by role; none where the family has none */
 } qe_layer;
 
+/* Where the rows of linears come from when they are not the store's own: quantized while loading, or just made by the
+ * layer loop. `form` may change what `ref` says of scheme, input, order, scale and facts; `read` fills a band placed for
+ * it and is called from several threads at once. */
+typedef struct qe_weight_source {
+    void *ctx;
+    qe_status (*form)(void *ctx, qe_role role, int64_t layer, qe_weight_ref *ref, qe_error *err);
+    qe_status (*read)(void *ctx, qe_role role, int64_t layer, const qe_weight_ref *ref, int64_t first_row, int64_t rows,
+                      qe_qtensor *band, qe_error *err);
+} qe_weight_source;
+
 typedef struct qe_loading {       /* what packing reports to */
     const qe_model *model;
     const qe_act   *act;
+    const qe_weight_source *source;   /* NULL: the store */
     qe_progress    *progress;
     void           *progress_ctx;
     uint64_t        done, total;  /* bytes in the file */

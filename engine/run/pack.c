@@ -63,6 +63,8 @@ typedef struct part {
 } part;
 
 typedef struct packing {
+    const qe_loading *loading;
+    int64_t         layer;
     const qe_store *store;
     const part     *parts;
     int32_t         count;
@@ -77,6 +79,16 @@ typedef struct packing {
     qe_error       *errors;
 } packing;
 
+/* The layout was chosen by what the checkpoint promises of all rows. */
+static qe_status check_facts(const packing *p, const part *from, const qe_qtensor *band, qe_error *err) {
+    uint32_t facts = p->shape->facts;
+    QE_TRY(qe_qtensor_check(band, &facts, err));
+    if (facts == p->shape->facts) return QE_OK;
+    return qe_error_set(err, QE_E_VALUE, "layer %lld, %s: rows from %lld break the facts promised: 0x%x of 0x%x",
+                        (long long)p->layer, qe_role_name(from->role), (long long)band->first_row, facts,
+                        p->shape->facts);
+}
+
 static qe_status pack_band(const packing *p, int64_t band_index, char *canonical, qe_error *err) {
     const qk_shape *s = p->shape;
     int64_t row = band_index * s->layout->band_rows, rows = s->layout->band_rows;
@@ -86,7 +98,10 @@ static qe_status pack_band(const packing *p, int64_t band_index, char *canonical
     if (rows > from->ref.n - at) rows = from->ref.n - at;
     qe_qtensor band;
     QE_TRY(qe_qtensor_place(&band, &s->quant, rows, s->k, 0, canonical, p->canonical_bytes, err));
-    QE_TRY(qe_store_read(p->store, from->ref.tensor, at, rows, from->ref.row_map, &band, err));
+    const qe_weight_source *source = p->loading->source;
+    if (source) QE_TRY(source->read(source->ctx, from->role, p->layer, &from->ref, at, rows, &band, err));
+    else QE_TRY(qe_store_read(p->store, from->ref.tensor, at, rows, from->ref.row_map, &band, err));
+    if (s->facts) QE_TRY(check_facts(p, from, &band, err));
     band.first_row = row;
     band.rows = s->n;
     if (p->head && band_index == p->first) s->layout->pack_head(s, &band, p->head);
@@ -139,10 +154,10 @@ static qe_status pack_slices(const qe_device *device, qe_loading *loading, packi
 }
 
 static qe_status pack_bands(const qe_device *device, qe_loading *loading, const part *parts, int32_t count,
-                            qe_packed *out, qe_error *err) {
+                            int64_t layer, qe_packed *out, qe_error *err) {
     const qk_shape *s = &out->weight.shape;
     int32_t tasks = qe_device_is_host(device) && device->facts.units > 0 ? device->facts.units : 1;
-    packing p = {.store = loading->model->store, .parts = parts, .count = count, .shape = s};
+    packing p = {.loading = loading, .layer = layer, .store = loading->model->store, .parts = parts, .count = count, .shape = s};
     p.head_bytes = s->layout->head_bytes(s);
     p.band_bytes = s->layout->band_bytes(s);
     p.canonical_bytes = (qe_qtensor_bytes(&s->quant, s->layout->band_rows, s->k, 0) + 255) & ~(size_t)255;
@@ -176,7 +191,9 @@ static qe_status choose(const qe_device *device, const qe_loading *loading, cons
     s->quant = one->ref.quant;
     s->n = n;
     s->k = one->ref.k;
-    qe_act_default(&s->quant, &s->act);
+    s->facts = one->ref.facts;
+    if (!one->ref.act_known) qe_act_default(&s->quant, &s->act);
+    else if (one->ref.act.mode != QE_ACT_FLOAT) s->act = one->ref.act;
     if (loading->act && !float_code(&s->quant)) s->act = *loading->act;
     s->chunk_k = qk_chunk_k(&s->quant, s->facts, &s->act, s->n, s->k);
     s->layout = qk_layout_choose(&device->facts, s, NULL, NULL);
@@ -211,6 +228,23 @@ static qe_status load_bias(const qe_device *device, const qe_loading *loading, c
     return status;
 }
 
+/* Column order and scale, which prepare() applies to the input. */
+static qe_status load_columns(const qe_device *device, const qe_weight_ref *ref, qe_packed *out, qe_error *err) {
+    size_t bytes = (size_t)ref->k * 4;
+    out->weight.hadamard = ref->hadamard;
+    if (ref->order) {
+        QE_TRY(qe_block_alloc(device, bytes, &out->order, err));
+        QE_TRY(upload(device, out->order.data, ref->order, bytes, err));
+        out->weight.order = out->order.data;
+    }
+    if (ref->col_scale) {
+        QE_TRY(qe_block_alloc(device, bytes, &out->col_scale, err));
+        QE_TRY(upload(device, out->col_scale.data, ref->col_scale, bytes, err));
+        out->weight.col_scale = out->col_scale.data;
+    }
+    return QE_OK;
+}
+
 static qe_status pack_stack(const qe_device *device, qe_loading *loading, const part *parts, int32_t count,
                             int64_t layer, const qk_shape *shape, qe_packed *out, qe_error *err) {
     out->weight.shape = *shape;
@@ -221,7 +255,8 @@ static qe_status pack_stack(const qe_device *device, qe_loading *loading, const 
     QE_TRY(qe_block_alloc(device, bytes, &out->blob, err));
     out->weight.blob = out->blob.data;
     out->weight.blob_bytes = bytes;
-    QE_TRY(pack_bands(device, loading, parts, count, out, err));
+    QE_TRY(load_columns(device, &parts->ref, out, err));
+    QE_TRY(pack_bands(device, loading, parts, count, layer, out, err));
     return load_bias(device, loading, parts, count, layer, out, err);
 }
 
@@ -245,6 +280,17 @@ static bool per_row(const qe_quant *q) {
     return q->group_n == 1 && (q->super == QE_NUM_ONE || q->super_n == 1);
 }
 
+static bool same_columns(const void *a, const void *b, int64_t k) {
+    return a == b || (a && b && !memcmp(a, b, (size_t)k * 4));
+}
+
+/* Equal scheme, equal input. */
+static bool stackable(const qe_weight_ref *a, const qe_weight_ref *b) {
+    return !memcmp(&a->quant, &b->quant, sizeof a->quant) && a->act_known == b->act_known && a->facts == b->facts &&
+           !memcmp(&a->act, &b->act, sizeof a->act) && a->hadamard == b->hadamard &&
+           same_columns(a->order, b->order, a->k) && same_columns(a->col_scale, b->col_scale, a->k);
+}
+
 /* How many of the parts from `from` on go into one blob: same scheme, every part but the last whole bands. */
 static qe_status stack_count(const qe_device *device, const qe_loading *loading, part *from, int32_t left,
                              qk_shape *shape, int32_t *count, qe_error *err) {
@@ -253,7 +299,7 @@ static qe_status stack_count(const qe_device *device, const qe_loading *loading,
     *count = 1;
     for (int32_t i = 1; i < left && per_row(&from->ref.quant); i++) {
         qk_shape wider;
-        if (memcmp(&from[i].ref.quant, &from->ref.quant, sizeof from->ref.quant)) break;
+        if (!stackable(&from->ref, &from[i].ref)) break;
         if (shape->n % shape->layout->band_rows) break;
         QE_TRY(choose(device, loading, from, shape->n + from[i].ref.n, &wider, err));
         if (wider.layout != shape->layout) break;
@@ -274,6 +320,11 @@ qe_status qe_group_load(const qe_device *device, qe_loading *loading, const qe_r
         QE_TRY(qe_model_weight(loading->model, roles[i], layer, &parts[i].ref, err));
         if (parts[i].ref.tensor < 0)
             return qe_error_set(err, QE_E_MISSING, "layer %lld has no %s", (long long)layer, qe_role_name(roles[i]));
+        const qe_weight_source *source = loading->source;
+        if (source) QE_TRY(source->form(source->ctx, roles[i], layer, &parts[i].ref, err));
+        const qe_weight_ref *ref = &parts[i].ref;
+        if (roles[i] == QE_ROLE_EMBED && (ref->order || ref->col_scale || ref->hadamard))
+            return qe_error_set(err, QE_E_UNSUPPORTED, "an embedding whose columns are reordered, scaled or rotated");
     }
     for (int32_t i = 0; i < count;) {
         qk_shape shape;
@@ -292,6 +343,8 @@ void qe_group_release(const qe_device *device, qe_group *group) {
     for (int32_t i = 0; i < QE_STACK_MAX; i++) {
         qe_block_release(device, &group->packed[i].blob);
         qe_block_release(device, &group->packed[i].bias);
+        qe_block_release(device, &group->packed[i].order);
+        qe_block_release(device, &group->packed[i].col_scale);
     }
     memset(group, 0, sizeof *group);
 }

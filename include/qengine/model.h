@@ -100,6 +100,13 @@ QE_API qe_status qe_model_get_tensor(const qe_model *model, int64_t index, qe_te
 QE_API qe_status qe_model_read(const qe_model *model, int64_t index, int64_t first_row, int64_t rows, qe_qtensor *band,
                                qe_error *err);
 
+/* What the checkpoint says of a weight beside its values: quant, rows, k, act (mode FLOAT where it names none), hadamard,
+ * facts, and order and col_scale, which live as long as the model. Arrays of values are NULL. */
+QE_API qe_status qe_model_form(const qe_model *model, int64_t index, qe_qtensor *out, qe_error *err);
+
+/* A string that a safetensors file carries in its own __metadata__ ("qengine.report"); NULL if there is none. */
+QE_API const char *qe_model_note(const qe_model *model, const char *key);
+
 /* Metadata: GGUF key-values, or config.json flattened with dots ("rope_scaling.factor"). Values as text, strings
  * unquoted, arrays cut; returns the length the whole text needs without the terminator, like snprintf. */
 QE_API int64_t     qe_model_meta_count(const qe_model *model);
