@@ -19,6 +19,9 @@ typedef struct qe_store_type {
 /* NULL: not a type id. *retired: it once was one and may not come back. */
 const qe_store_type *qe_gguf_type(uint32_t id, bool *retired);
 const qe_store_type *qe_safetensors_type(const char *name);
+/* The id of a type name the table has; the type whose canonical form this is, NULL if there is none. */
+uint32_t             qe_gguf_type_id(const char *name);
+const qe_store_type *qe_gguf_type_of(const qe_quant *quant);
 
 /* One key-value. Scalars in i, f, text; integers beyond int64 have `big`. */
 typedef struct qe_meta_entry {

@@ -196,6 +196,19 @@ const qe_store_type *qe_gguf_type(uint32_t id, bool *retired) {
     return NULL;
 }
 
+uint32_t qe_gguf_type_id(const char *name) {
+    size_t i = 0;
+    while (i + 1 < sizeof gguf_types / sizeof gguf_types[0] && strcmp(gguf_types[i].type.name, name)) i++;
+    return gguf_types[i].id;
+}
+
+const qe_store_type *qe_gguf_type_of(const qe_quant *quant) {
+    for (size_t i = 0; i < sizeof gguf_types / sizeof gguf_types[0]; i++)
+        if (gguf_types[i].type.decode && !memcmp(&gguf_types[i].type.quant, quant, sizeof *quant))
+            return &gguf_types[i].type;
+    return NULL;
+}
+
 /* Sub-byte types count elements to a whole number of bytes. */
 static const qe_store_type safetensors_types[] = {
     {"F32", 1, 4, FLOAT(F32, 32), decode_f32},
