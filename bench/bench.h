@@ -12,7 +12,7 @@ enum { BENCH_OK = 0, BENCH_ERROR = 1, BENCH_USAGE = 2, BENCH_NO_BACKEND = 3, BEN
 
 typedef struct bench_options {
     const char *mode;                         /* "roofline", "gemm", "model" */
-    const char *backend, *scheme, *shape, *baseline, *model;
+    const char *backend, *scheme, *shape, *baseline, *model, *quantize;
     const char *json, *csv, *md, *commit, *gpu;
     int64_t     m[BENCH_LIST];
     int32_t     m_count;

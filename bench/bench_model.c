@@ -75,7 +75,7 @@ static qe_status one_batch(qe_device *device, const qe_model *model, int32_t bat
                            const bench_options *options, bench_report *report, qe_error *err) {
     model_run         run = {.options = options, .batch = batch};
     qe_engine_options engine = {.struct_size = sizeof engine, .context_tokens = (int64_t)options->prompt + options->gen,
-                                .max_sessions = batch};
+                                .max_sessions = batch, .quantize = options->quantize};
     double            prefill[ROUNDS], decode[ROUNDS], begin = bench_now_us();
     bench_progress("packing weights");
     QE_TRY(qe_engine_create(device, model, &engine, &run.engine, err));
@@ -97,14 +97,14 @@ static qe_status one_batch(qe_device *device, const qe_model *model, int32_t bat
     bench_result r = bench_result_new("model");
     snprintf(r.backend, sizeof r.backend, "%s", backends[where.backend]);
     snprintf(r.impl, sizeof r.impl, "%.63s", where.isa);
-    snprintf(r.scheme, sizeof r.scheme, "%s", about.format);
+    snprintf(r.scheme, sizeof r.scheme, "%.63s", options->quantize ? options->quantize : about.format);
     snprintf(r.device, sizeof r.device, "%s", where.name);
     r.threads = where.threads, r.batch = batch, r.prompt = options->prompt, r.gen = options->gen;
     r.prefill_tok_s = (double)batch * options->prompt / bench_quantile(prefill, ROUNDS, 0.5) * 1e6;
     if (options->gen) r.decode_tok_s = (double)batch * options->gen / bench_quantile(decode, ROUNDS, 0.5) * 1e6;
     r.load_ms = load_ms;
     r.peak_rss_bytes = (double)usage.ru_maxrss * 1024;
-    r.bits_per_weight = about.bits_per_weight;
+    r.bits_per_weight = options->quantize ? info.bits_per_weight : about.bits_per_weight;
     bench_report_add(report, &r);
     return QE_OK;
 }

@@ -89,7 +89,7 @@ static int parse(int argc, char **argv, bench_options *o) {
         {.name = "--shape", .text = &o->shape},       {.name = "--baseline", .text = &o->baseline},
         {.name = "--json", .text = &o->json},         {.name = "--csv", .text = &o->csv},
         {.name = "--md", .text = &o->md},             {.name = "--commit", .text = &o->commit},
-        {.name = "--gpu", .text = &o->gpu},
+        {.name = "--gpu", .text = &o->gpu},           {.name = "--quantize", .text = &o->quantize},
         {.name = "-m", .text = &o->model},            {.name = "--check", .flag = &o->check},
         {.name = "--warm", .flag = &o->warm},         {.name = "--explain", .flag = &o->explain},
         {.name = "--group", .value = &o->group, .lo = 16, .hi = 65536},

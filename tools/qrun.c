@@ -26,13 +26,14 @@ static const char usage[] =
     "  --temp T          0: greedy (default); --top-k K, --top-p P, --min-p P, --seed S\n"
     "  --context TOKENS  longest text (the model's, at most 4096)\n"
     "  --threads T       default: physical cores;  --backend auto|cpu|cuda|ref\n"
+    "  --quantize R      round float weights while loading: a scheme (w4a16-g128), a descriptor, or a recipe's file\n"
     "  --inspect         print tensors, schemes, bits per weight and bytes\n"
     "  --perplexity FILE perplexity of a text in windows of 512 tokens\n"
     "  --logits OUT      write the logits of every token of -f FILE as float32 [tokens, vocab]\n"
     "  --quiet           no progress and no speed on stderr;  --version\n";
 
 typedef struct options {
-    const char *model, *prompt, *file, *perplexity, *logits, *backend;
+    const char *model, *prompt, *file, *perplexity, *logits, *backend, *quantize;
     long        new_tokens, context, threads;
     bool        inspect, chat, quiet;
     qe_sampling sampling;
@@ -126,7 +127,7 @@ static bool store(value_kind kind, void *to, const char *value) {
 static int parse(int argc, char **argv, options *o) {
     const struct { const char *name; value_kind kind; void *to; } table[] = {
         {"-m", TEXT, &o->model}, {"-p", TEXT, &o->prompt}, {"-f", TEXT, &o->file}, {"-n", COUNT, &o->new_tokens},
-        {"--perplexity", TEXT, &o->perplexity}, {"--logits", TEXT, &o->logits}, {"--backend", TEXT, &o->backend},
+        {"--perplexity", TEXT, &o->perplexity}, {"--logits", TEXT, &o->logits}, {"--quantize", TEXT, &o->quantize}, {"--backend", TEXT, &o->backend},
         {"--context", COUNT, &o->context}, {"--threads", COUNT, &o->threads},
         {"--temp", TEMPERATURE, &o->sampling.temperature}, {"--top-k", TOP_K, &o->sampling.top_k},
         {"--top-p", FRACTION, &o->sampling.top_p}, {"--min-p", FRACTION, &o->sampling.min_p},
@@ -179,6 +180,8 @@ static qe_status open_device(program *p) {
     return qe_device_create(&o, &p->device, &p->err);
 }
 
+static qe_status read_file(program *p, const char *path, char **out, size_t *out_bytes);
+
 static qe_status open_all(program *p) {
     const qe_log log = {NULL, write_log};
     const qe_model_options model = {.struct_size = sizeof model, .flags = p->o.inspect ? QE_MODEL_INSPECT : 0, .log = &log};
@@ -189,8 +192,17 @@ static qe_status open_all(program *p) {
         return qe_error_set(&p->err, QE_E_MISSING, "the model brings no tokenizer");
     QE_TRY(open_device(p));
     qe_engine_options engine = {.struct_size = sizeof engine, .context_tokens = p->o.context, .progress = on_progress,
-                                .progress_ctx = p};
-    QE_TRY(qe_engine_create(p->device, p->model, &engine, &p->engine, &p->err));
+                                .progress_ctx = p, .quantize = p->o.quantize};
+    char *recipe = NULL;
+    size_t bytes = 0;
+    if (p->o.quantize && !access(p->o.quantize, R_OK)) QE_TRY(read_file(p, p->o.quantize, &recipe, &bytes));
+    if (recipe) {
+        recipe[bytes] = 0;
+        engine.quantize = recipe;
+    }
+    qe_status status = qe_engine_create(p->device, p->model, &engine, &p->engine, &p->err);
+    free(recipe);
+    QE_TRY(status);
     return qe_session_create(p->engine, &p->session, &p->err);
 }
 

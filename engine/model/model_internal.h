@@ -113,6 +113,10 @@ struct qe_model {
  * required weights were found and their shapes and types checked by qe_model_open. */
 qe_status qe_model_weight(const qe_model *model, qe_role role, int64_t layer, qe_weight_ref *ref, qe_error *err);
 
+/* The name a weight has in files, ".weight" left out: "model.layers.3.mlp.up_proj", or "blk.3.ffn_up" for gguf. Empty where
+ * the family has no such weight in that form. */
+void qe_model_module(const qe_model *model, qe_role role, int64_t layer, bool gguf, char *text, size_t bytes);
+
 /* A whole norm or bias as ref->k floats. */
 qe_status qe_model_read_vector(const qe_model *model, const qe_weight_ref *ref, float *out, qe_error *err);
 

@@ -34,6 +34,16 @@ static const char *row_name(const qe_model *model, const qe_weight_row *row, int
     return text;
 }
 
+void qe_model_module(const qe_model *model, qe_role role, int64_t layer, bool gguf, char *text, size_t bytes) {
+    const qe_weight_row *row = qe_family_row(model->family, role);
+    const char *pattern = !row ? NULL : gguf ? row->gguf : row->hf, *at = pattern ? strstr(pattern, "%lld") : NULL;
+    if (!pattern) text[0] = 0;
+    else if (!at) snprintf(text, bytes, "%s", pattern);
+    else snprintf(text, bytes, "%.*s%lld%s", (int)(at - pattern), pattern, (long long)layer, at + 4);
+    char *tail = strstr(text, ".weight");
+    if (tail && !tail[7]) *tail = 0;
+}
+
 static bool per_layer(const qe_weight_row *row) {
     return row->gguf && strstr(row->gguf, "%lld") != NULL;
 }

@@ -4,7 +4,7 @@
 
 #include "base/check.h"
 #include "base/os.h"
-#include "run/engine_internal.h"
+#include "run/recipe_internal.h"
 
 enum { DEFAULT_CONTEXT = 4096, DEFAULT_BATCH = 512, HEAD_ROWS = 32, MAX_SESSIONS = 65536, MAX_BATCH = 65536 };
 
@@ -83,8 +83,8 @@ static uint64_t bytes_to_load(const qe_engine *e) {
     return total;
 }
 
-static qe_status load_weights(qe_engine *e, const qe_engine_options *o, qe_error *err) {
-    qe_loading loading = {e->model, o->act, NULL, o->progress, o->progress_ctx, 0, bytes_to_load(e)};
+static qe_status load_weights(qe_engine *e, const qe_engine_options *o, const qe_weight_source *source, qe_error *err) {
+    qe_loading loading = {e->model, o->act, source, o->progress, o->progress_ctx, 0, bytes_to_load(e)};
     e->layers = calloc((size_t)e->hp.layers, sizeof *e->layers);
     if (!e->layers) return qe_error_set(err, QE_E_NOMEM, "no memory for %lld layers", (long long)e->hp.layers);
     QE_TRY(qe_loading_report(&loading, 0, err));
@@ -233,7 +233,16 @@ static void release(qe_engine *e) {
 
 static qe_status build(qe_engine *e, const qe_engine_options *o, qe_error *err) {
     QE_TRY(read_options(e, o, err));
-    QE_TRY(load_weights(e, o, err));
+    if (o->quantize) {
+        qe_load_quantizer *quantizer;
+        qe_weight_source source;
+        QE_TRY(qe_load_quantizer_create(e->model, o->quantize, &quantizer, &source, err));
+        qe_status status = load_weights(e, o, &source, err);
+        qe_load_quantizer_free(quantizer);
+        QE_TRY(status);
+    } else {
+        QE_TRY(load_weights(e, o, NULL, err));
+    }
     QE_TRY(make_rotations(e, err));
     QE_TRY(qe_kv_create(e->device, &e->hp, e->kv_type, e->kv_tokens, &e->kv, err));
     QE_TRY(qe_batch_create(e, err));

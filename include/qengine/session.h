@@ -40,6 +40,8 @@ typedef struct qe_engine_options {
     void         *progress_ctx;
     int32_t       kv_type;           /* of the cache: QE_CODE_F16 (0 too), or F32: twice the memory, for comparisons */
     int32_t       reserved;          /* 0 */
+    const char   *quantize;          /* a recipe (<qengine/recipe.h>): float weights are rounded to it while they are
+                                        loaded; NULL: as they are stored */
 } qe_engine_options;
 
 /* Reads, packs and uploads every weight. options may be NULL. On failure *out is NULL. */
