@@ -97,7 +97,7 @@ static qe_status one_batch(qe_device *device, const qe_model *model, int32_t bat
     bench_result r = bench_result_new("model");
     snprintf(r.backend, sizeof r.backend, "%s", backends[where.backend]);
     snprintf(r.impl, sizeof r.impl, "%.63s", where.isa);
-    snprintf(r.scheme, sizeof r.scheme, "%.63s", options->quantize ? options->quantize : about.format);
+    snprintf(r.scheme, sizeof r.scheme, "%.31s", options->quantize ? options->quantize : about.format);
     snprintf(r.device, sizeof r.device, "%s", where.name);
     r.threads = where.threads, r.batch = batch, r.prompt = options->prompt, r.gen = options->gen;
     r.prefill_tok_s = (double)batch * options->prompt / bench_quantile(prefill, ROUNDS, 0.5) * 1e6;

@@ -313,6 +313,31 @@ qe_status qe_store_open(const char *path, uint32_t flags, const qe_model_limits 
     return QE_OK;
 }
 
+static qe_status load_partial(qe_store *store, const char *path, const char *config_json, qe_error *err) {
+    if (!config_json) return load_path(store, path, err);
+    size_t length = strlen(path);
+    store->folder = qe_store_alloc(store, length + 2, 1);
+    if (!store->folder) return qe_store_nomem(store, err);
+    memcpy(store->folder, path, length);
+    store->folder[length] = '/';
+    QE_TRY(qe_config_load(store, path, config_json, strlen(config_json), err));
+    return load_folder(store, err);
+}
+
+qe_status qe_store_open_partial(const char *path, const char *config_json, bool (*only)(void *ctx, const char *module),
+                                void *ctx, qe_store **out, qe_error *err) {
+    qe_store *store;
+    *out = NULL;
+    QE_TRY(store_create(path, 0, NULL, &store, err));
+    store->only = only;
+    store->only_ctx = ctx;
+    qe_status status = load_partial(store, path, config_json, err);
+    if (!status) status = finish(store, err);
+    if (status) qe_store_close(store);
+    else *out = store;
+    return status;
+}
+
 qe_status qe_store_open_reader(qe_reader reader, const char *config_json, size_t config_bytes, uint32_t flags,
                                const qe_model_limits *limits, qe_store **out, qe_error *err) {
     *out = NULL;

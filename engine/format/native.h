@@ -12,7 +12,8 @@ typedef struct qe_native_array {
 } qe_native_array;
 
 extern const char *const qe_native_suffix[QE_PART_COUNT];
-qe_native_array qe_native_part(const qe_quant *q, qe_part part, int64_t n, int64_t k, bool has_order, bool has_col_scale);
+/* optional: the arrays that only some weights have (order, col_scale, input) are there. */
+qe_native_array qe_native_part(const qe_quant *q, qe_part part, int64_t n, int64_t k, bool optional);
 void           *qe_native_pointer(const qe_qtensor *t, qe_part part);
 void            qe_native_pack_row(const qe_native_array *a, const void *from, int64_t row, uint8_t *out);
 void            qe_native_unpack_row(const qe_native_array *a, const uint8_t *from, int64_t row, void *out);

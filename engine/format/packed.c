@@ -40,8 +40,11 @@ static bool module_of(const char *name, const char *suffix, char *module) {
 }
 
 int64_t qe_packed_next(const qe_packed_list *list, const char *suffix, int64_t *at, char *module) {
-    for (; *at < list->store->tensor_count; ++*at)
-        if (!list->taken[*at] && module_of(list->store->tensors[*at].name, suffix, module)) return (*at)++;
+    const qe_store *store = list->store;
+    for (; *at < store->tensor_count; ++*at)
+        if (!list->taken[*at] && module_of(store->tensors[*at].name, suffix, module) &&
+            (!store->only || store->only(store->only_ctx, module)))
+            return (*at)++;
     return -1;
 }
 

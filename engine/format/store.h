@@ -17,6 +17,10 @@ typedef struct qe_store qe_store;
 qe_status qe_store_open(const char *path, uint32_t flags, const qe_model_limits *limits, qe_store **out, qe_error *err);
 qe_status qe_store_open_reader(qe_reader reader, const char *config_json, size_t config_bytes, uint32_t flags,
                                const qe_model_limits *limits, qe_store **out, qe_error *err);
+/* A checkpoint that is still being written: a folder with its tensors and `config_json` in place of the file that is not
+ * there yet, or a GGUF file. Packed modules that `only` does not name are left alone. */
+qe_status qe_store_open_partial(const char *path, const char *config_json, bool (*only)(void *ctx, const char *module),
+                                void *ctx, qe_store **out, qe_error *err);
 void      qe_store_close(qe_store *store);                    /* NULL is fine */
 
 typedef enum qe_store_kind { QE_STORE_GGUF = 1, QE_STORE_SAFETENSORS = 2 } qe_store_kind;
@@ -54,6 +58,9 @@ const qe_quant        *qe_store_quant(const qe_store_tensor *tensor);           
  * QE_E_UNSUPPORTED: type without a decoder. QE_E_VALUE: a NaN or infinity, named by tensor, row and column. */
 qe_status qe_store_read(const qe_store *store, int64_t tensor, int64_t first_row, int64_t rows, const int64_t *row_map,
                         qe_qtensor *band, qe_error *err);
+
+/* Bytes of a plain tensor as the file has them. */
+qe_status qe_store_read_raw(const qe_store *store, int64_t tensor, uint64_t offset, void *data, size_t bytes, qe_error *err);
 
 /* What a checkpoint says of a weight beside its codes: quant, n, k, rows; act (mode FLOAT for weight-only schemes) and
  * *act_known 1 where the file names one; hadamard; order and col_scale, owned by the store. Arrays of values are NULL. */

@@ -56,6 +56,8 @@ struct qe_store {
     json_t          *quantization;      /* quantization_config as it stands; NULL: none (packed.h) */
     json_t          *notes;             /* __metadata__ of the first safetensors file; NULL: none */
     struct qe_packed_cache *cache;
+    bool           (*only)(void *ctx, const char *module);  /* packed modules to look at; NULL: all */
+    void            *only_ctx;
 };
 qe_status qe_packed_cache_create(qe_store *store, qe_error *err);
 

@@ -171,3 +171,11 @@ void qe_store_form(const qe_store *store, int64_t tensor, qe_qtensor *form, int3
 const char *qe_store_note(const qe_store *store, const char *key) {
     return json_string_value(json_object_get(store->notes, key));
 }
+
+qe_status qe_store_read_raw(const qe_store *store, int64_t tensor, uint64_t offset, void *data, size_t bytes, qe_error *err) {
+    const qe_store_tensor *t = &store->tensors[tensor];
+    const qe_reader *file = &store->files[t->file];
+    if (t->packed || offset > t->bytes || bytes > t->bytes - offset)
+        return qe_error_set(err, QE_E_ARGUMENT, "bytes %llu + %zu of \"%s\"", (unsigned long long)offset, bytes, t->name);
+    return file->read_at(file->ctx, t->offset + offset, data, bytes, err);
+}

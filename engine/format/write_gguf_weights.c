@@ -121,7 +121,7 @@ static qe_status put(qe_out *out, const qe_weight_out *w, const qe_qtensor *t, q
     if (!row) return qe_out_nomem(out, err);
     qe_status status = QE_OK;
     for (int64_t n = 0; n < t->n && !status; n++) {
-        int64_t to = w->row_map ? w->row_map[n] : n;
+        int64_t to = w->row_map ? w->row_map[t->first_row + n] : t->first_row + n;
         encoders[i].encode(t, n, row);
         status = qe_out_put(out, w->index[0], (uint64_t)to * row_bytes, row, row_bytes, err);
     }

@@ -12,8 +12,9 @@ static qe_status check(const qe_weight_out *w, qe_error *err) {
 }
 
 static qe_native_array array_of(const qe_weight_out *w, int part) {
-    return qe_native_part(&w->form.quant, (qe_part)part, w->form.rows, w->form.k, w->form.order != NULL,
-                          w->form.col_scale != NULL);
+    bool optional = part == QE_PART_ORDER ? w->form.order != NULL : part == QE_PART_COL_SCALE ? w->form.col_scale != NULL
+                                                                  : w->form.act.mode == QE_ACT_STATIC;
+    return qe_native_part(&w->form.quant, (qe_part)part, w->form.rows, w->form.k, optional);
 }
 
 static qe_status declare(qe_out *out, qe_weight_out *w, qe_error *err) {
@@ -30,6 +31,11 @@ static qe_status put(qe_out *out, const qe_weight_out *w, const qe_qtensor *t, q
     for (int i = 0; i < QE_PART_COUNT; i++) {
         qe_native_array a = array_of(w, i);
         if (!a.dtype) continue;
+        if (i == QE_PART_INPUT) {
+            const float input[2] = {t->act.scale, (float)t->act.zero};
+            QE_TRY(qe_out_put(out, w->index[i], 0, input, sizeof input, err));
+            continue;
+        }
         uint8_t *row = malloc((size_t)a.row_bytes + 1);
         if (!row) return qe_out_nomem(out, err);
         qe_status status = QE_OK;
@@ -47,8 +53,7 @@ static json_t *act_settings(const qe_act *act) {
     char text[96];
     if (act->mode == QE_ACT_FLOAT) return json_null();
     qe_quant_name(&act->quant, text, sizeof text);
-    if (act->mode == QE_ACT_DYNAMIC) return json_pack("{s:s, s:s}", "mode", "dynamic", "quant", text);
-    return json_pack("{s:s, s:s, s:f, s:i}", "mode", "static", "quant", text, "scale", (double)act->scale, "zero", act->zero);
+    return json_pack("{s:s, s:s}", "mode", act->mode == QE_ACT_DYNAMIC ? "dynamic" : "static", "quant", text);
 }
 
 static json_t *settings(const qe_weight_out *weights, int64_t count, const char *const *plain, int64_t plain_count) {

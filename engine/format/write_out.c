@@ -5,6 +5,7 @@
 
 #include "base/os_write.h"
 #include "base/sha256.h"
+#include "format/store_internal.h"
 #include "format/write_out.h"
 
 enum { PATH_LIMIT = 4000, PIECE = 1 << 20 };
@@ -246,18 +247,42 @@ qe_status qe_out_mark(qe_out *out, qe_error *err) {
     return qe_os_sync(out->journal, out->partial, err);
 }
 
-qe_status qe_out_side(qe_out *out, const char *name, const void *data, size_t bytes, qe_error *err) {
+static qe_status write_whole(const char *path, const void *data, size_t bytes, qe_error *err) {
     int fd;
+    QE_TRY(qe_os_create(path, false, &fd, err));
+    qe_status status = qe_os_write(fd, path, 0, data, bytes, err);
+    if (!status) status = qe_os_sync(fd, path, err);
+    qe_os_write_close(fd);
+    return status;
+}
+
+qe_status qe_out_side(qe_out *out, const char *name, const void *data, size_t bytes, qe_error *err) {
     char *path = joined(out->partial, "/", name);
-    if (!path) return qe_out_nomem(out, err);
-    qe_status status = qe_os_create(path, false, &fd, err);
-    if (!status) {
-        status = qe_os_write(fd, path, 0, data, bytes, err);
-        if (!status) status = qe_os_sync(fd, path, err);
-        qe_os_write_close(fd);
-    }
+    qe_status status = path ? write_whole(path, data, bytes, err) : qe_out_nomem(out, err);
     free(path);
     return status;
+}
+
+qe_status qe_out_side_read(qe_out *out, const char *name, char **data, size_t *bytes, qe_error *err) {
+    char *path = joined(out->partial, "/", name);
+    *data = NULL;
+    if (!path) return qe_out_nomem(out, err);
+    qe_status status = qe_os_exists(path) ? qe_store_slurp(path, 1u << 30, data, bytes, err) : QE_OK;
+    free(path);
+    return status;
+}
+
+qe_status qe_out_beside(qe_out *out, const char *suffix, const void *data, size_t bytes, qe_error *err) {
+    char *path = joined(out->path, suffix, "");
+    qe_status status = path ? write_whole(path, data, bytes, err) : qe_out_nomem(out, err);
+    free(path);
+    return status;
+}
+
+qe_status qe_out_open(qe_out *out, const char *config_json, bool (*only)(void *ctx, const char *module), void *ctx,
+                      qe_store **store, qe_error *err) {
+    bool gguf = out->options.kind == QE_OUT_GGUF;
+    return qe_store_open_partial(gguf ? out->files[0].path : out->partial, gguf ? NULL : config_json, only, ctx, store, err);
 }
 
 /* ---- commit -------------------------------------------------------------------------------------------------------- */

@@ -27,6 +27,7 @@ typedef struct qe_out_options {
 } qe_out_options;
 
 typedef struct qe_out qe_out;
+struct qe_store;
 
 /* QE_E_STATE: path is there, or a partial folder is and resume is not set. Nothing is on disk before begin. */
 qe_status qe_out_create(const qe_out_options *options, qe_out **out, qe_error *err);
@@ -45,6 +46,13 @@ qe_status qe_out_get(qe_out *out, int64_t index, uint64_t offset, void *data, si
 qe_status qe_out_mark(qe_out *out, qe_error *err);
 /* A small file beside the tensors, whole and on disk on return. Safetensors only. */
 qe_status qe_out_side(qe_out *out, const char *name, const void *data, size_t bytes, qe_error *err);
+/* Such a file as an earlier run left it; *data NULL: none. free(). */
+qe_status qe_out_side_read(qe_out *out, const char *name, char **data, size_t *bytes, qe_error *err);
+/* A file beside a GGUF file: its path with `suffix`. */
+qe_status qe_out_beside(qe_out *out, const char *suffix, const void *data, size_t bytes, qe_error *err);
+/* What is written so far, as a store: qe_store_open_partial(). */
+qe_status qe_out_open(qe_out *out, const char *config_json, bool (*only)(void *ctx, const char *module), void *ctx,
+                      struct qe_store **store, qe_error *err);
 /* notes: string to string, for the first safetensors header; NULL: none. QE_E_STATE: a tensor is not done. */
 qe_status qe_out_commit(qe_out *out, const json_t *notes, qe_error *err);
 /* NULL is fine. A partial folder stays if something in it was marked, else it goes. */

@@ -5,7 +5,7 @@
 #include <qengine/quant.h>
 #include "format/write_out.h"
 
-enum { QE_WEIGHT_PARTS = 8 };
+enum { QE_WEIGHT_PARTS = 9 };
 
 typedef struct qe_weight_out {
     const char    *module;          /* "model.layers.0.mlp.up_proj"; GGUF: the tensor's whole name */
@@ -20,7 +20,7 @@ typedef struct qe_weight_format {
     /* QE_E_UNSUPPORTED says what the form cannot hold. */
     qe_status (*check)(const qe_weight_out *w, qe_error *err);
     qe_status (*declare)(qe_out *out, qe_weight_out *w, qe_error *err);
-    /* The whole weight: t->n rows from t->first_row 0. */
+    /* The whole weight: t->n rows from t->first_row 0. GGUF takes bands, too. */
     qe_status (*put)(qe_out *out, const qe_weight_out *w, const qe_qtensor *t, qe_error *err);
     /* quantization_config of config.json; plain: modules of linears that stay as they were. NULL: out of memory. */
     json_t   *(*settings)(const qe_weight_out *weights, int64_t count, const char *const *plain, int64_t plain_count);

@@ -5,7 +5,8 @@
  *       "quant": "int4:g128:f16:z=u8", "act": {"mode": "dynamic", "quant": "int8:channel:f32"}, "hadamard": 0}}}
  *
  *   <module>.codes       U8 [n, k * bits / 8 up]          .scales, .zeros   [Gn, Gk] F32, F16, BF16, or U8 bit fields
- *   .super, .zero_super  [Sn, Sk] likewise                .lut F32 [Ln, 2^bits]    .order U32 [k]    .col_scale F32 [k] */
+ *   .super, .zero_super  [Sn, Sk] likewise                .lut F32 [Ln, 2^bits]    .order U32 [1, k]    .col_scale F32 [1, k]
+ *   .input F32 [1, 2]    scale and zero of a static input */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +16,7 @@
 #include "format/packed.h"
 
 const char *const qe_native_suffix[QE_PART_COUNT] = {".codes", ".scales", ".zeros", ".order", ".super", ".zero_super",
-                                                     ".lut", ".col_scale"};
+                                                     ".lut", ".col_scale", ".input"};
 
 /* ---- sizes ----------------------------------------------------------------------------------------------------- */
 static int64_t groups(int64_t size, int32_t extent) { return extent ? (size + extent - 1) / extent : 1; }
@@ -42,8 +43,7 @@ static qe_native_array array_of(int32_t num, int64_t rows, int64_t columns) {
     return a;
 }
 
-qe_native_array qe_native_part(const qe_quant *q, qe_part part, int64_t n, int64_t k, bool has_order,
-                               bool has_col_scale) {
+qe_native_array qe_native_part(const qe_quant *q, qe_part part, int64_t n, int64_t k, bool optional) {
     qe_native_array none = {0}, a;
     int64_t gn = groups(n, q->group_n), gk = groups(k, q->group_k), sn = groups(n, q->super_n), sk = groups(k, q->super_k);
     switch (part) {
@@ -60,9 +60,10 @@ qe_native_array qe_native_part(const qe_quant *q, qe_part part, int64_t n, int64
     case QE_PART_ZERO_SUPER: return integer_zeros(q) ? array_of(q->super, sn, sk) : none;
     case QE_PART_LUT:
         return q->code == QE_CODE_LUT ? array_of(QE_NUM_F32, groups(n, q->lut_n), (int64_t)1 << q->bits) : none;
-    case QE_PART_COL_SCALE: return has_col_scale ? array_of(QE_NUM_F32, 1, k) : none;
+    case QE_PART_COL_SCALE: return optional ? array_of(QE_NUM_F32, 1, k) : none;
+    case QE_PART_INPUT: return optional ? array_of(QE_NUM_F32, 1, 2) : none;
     case QE_PART_ORDER:
-        if (!has_order) return none;
+        if (!optional) return none;
         a = array_of(QE_NUM_F32, 1, k);
         a.dtype = "U32";
         return a;
@@ -129,7 +130,7 @@ static qe_status read_part(const qe_store *store, const qe_store_tensor *t, qe_p
                            qe_qtensor *band, qe_error *err) {
     const qe_store_tensor *from = t->packed->part[part];
     const qe_quant *q = &band->quant;
-    qe_native_array a = qe_native_part(q, part, t->rows, t->columns, false, false);
+    qe_native_array a = qe_native_part(q, part, t->rows, t->columns, false);
     int32_t extent = extent_of(q, part);
     int64_t first = extent ? first_row / extent : 0, last = extent ? (first_row + rows - 1) / extent : 0;
     uint8_t *raw = malloc((size_t)a.row_bytes + 1);
@@ -165,21 +166,30 @@ static qe_status read_rows(const qe_store *store, const qe_store_tensor *t, int6
 static qe_status read_act(const qe_packed_list *list, const char *module, const json_t *act, qe_packed_tensor *p,
                           qe_error *err) {
     const char *mode, *quant;
-    double scale;
-    int64_t zero;
     if (!act || json_is_null(act)) return QE_OK;
     QE_TRY(qe_json_string(act, "mode", &mode, err));
     if (strcmp(mode, "dynamic") && strcmp(mode, "static"))
         return qe_packed_fail(list, QE_E_UNSUPPORTED, module, err, "act.mode is neither dynamic nor static");
     QE_TRY(qe_json_string(act, "quant", &quant, err));
     QE_TRY(qe_quant_parse(quant, &p->act.quant, err));
-    QE_TRY(qe_json_real_or(act, "scale", 0, &scale, err));
-    QE_TRY(qe_json_int_or(act, "zero", 0, 255, 0, &zero, err));
     p->act.mode = strcmp(mode, "static") ? QE_ACT_DYNAMIC : QE_ACT_STATIC;
-    p->act.scale = (float)scale;
-    p->act.zero = (int32_t)zero;
-    if (p->act.mode == QE_ACT_STATIC && (!(p->act.scale > 0.0f) || !isfinite(p->act.scale)))
-        return qe_packed_fail(list, QE_E_VALUE, module, err, "act.scale is %g", scale);
+    return QE_OK;
+}
+
+/* Scale and zero of a static input. */
+static qe_status load_input(const qe_packed_list *list, const char *module, qe_packed_tensor *p, qe_error *err) {
+    const qe_store_tensor *t = p->part[QE_PART_INPUT];
+    void *raw = NULL;
+    float values[2];
+    if (p->act.mode != QE_ACT_STATIC) return QE_OK;
+    if (!t) return qe_packed_fail(list, QE_E_MISSING, module, err, "static inputs, but there is no input");
+    QE_TRY(qe_packed_slurp(list->store, t, &raw, err));
+    memcpy(values, raw, sizeof values);
+    free(raw);
+    p->act.scale = values[0];
+    if (!(values[0] > 0.0f) || !isfinite(values[0]) || !isfinite(1.0f / values[0]) || !(values[1] >= 0 && values[1] <= 255))
+        return qe_packed_fail(list, QE_E_VALUE, t->name, err, "scale %g, zero %g", (double)values[0], (double)values[1]);
+    p->act.zero = (int32_t)values[1];
     return QE_OK;
 }
 
@@ -233,7 +243,7 @@ static qe_status bind_module(qe_packed_list *list, const char *module, const jso
     QE_TRY(read_act(list, module, json_object_get(entry, "act"), p, err));
     for (int i = 0; i < QE_PART_COUNT; i++) {
         const qe_store_tensor *t = qe_packed_find(list, module, qe_native_suffix[i]);
-        qe_native_array a = qe_native_part(&p->type.quant, (qe_part)i, n, k, t != NULL, t != NULL);
+        qe_native_array a = qe_native_part(&p->type.quant, (qe_part)i, n, k, t != NULL);
         p->part[i] = a.dtype ? t : NULL;
         if (!a.dtype) continue;
         if (!t) return qe_packed_fail(list, QE_E_MISSING, module, err, "there is no %s", qe_native_suffix[i] + 1);
@@ -241,12 +251,13 @@ static qe_status bind_module(qe_packed_list *list, const char *module, const jso
         QE_TRY(qe_packed_shape(list, t, 2, a.rows, a.stored_columns, err));
     }
     QE_TRY(load_column_arrays(list, k, p, err));
+    QE_TRY(load_input(list, module, p, err));
     return qe_packed_add(list, module, "QE", n, k, p, err);
 }
 
 qe_status qe_native_bind(qe_packed_list *list, qe_error *err) {
     static const char *const parts[] = {".codes", ".scales", ".zeros", ".super", ".zero_super", ".lut", ".order",
-                                        ".col_scale", NULL};
+                                        ".col_scale", ".input", NULL};
     json_t *weights, *entry;
     const char *module;
     int64_t version;

@@ -117,6 +117,10 @@ qe_status qe_model_weight(const qe_model *model, qe_role role, int64_t layer, qe
  * the family has no such weight in that form. */
 void qe_model_module(const qe_model *model, qe_role role, int64_t layer, bool gguf, char *text, size_t bytes);
 
+/* GGUF keeps rows of this weight in another order than the published one: *map[i] is the file's row of row i (malloc); NULL:
+ * the same order. */
+qe_status qe_model_gguf_rows(const qe_model *model, qe_role role, int64_t **map, qe_error *err);
+
 /* A whole norm or bias as ref->k floats. */
 qe_status qe_model_read_vector(const qe_model *model, const qe_weight_ref *ref, float *out, qe_error *err);
 

@@ -124,6 +124,14 @@ static int64_t *unpermute(int64_t heads, int64_t head_dim) {
     return map;
 }
 
+qe_status qe_model_gguf_rows(const qe_model *model, qe_role role, int64_t **map, qe_error *err) {
+    const qe_weight_row *row = qe_family_row(model->family, role);
+    *map = NULL;
+    if (!row || !(row->flags & (QE_ROW_Q_ORDER | QE_ROW_K_ORDER))) return QE_OK;
+    *map = unpermute(row->flags & QE_ROW_Q_ORDER ? model->hp.heads : model->hp.kv_heads, model->hp.head_dim);
+    return *map ? QE_OK : qe_error_set(err, QE_E_NOMEM, "no memory for a row map");
+}
+
 static qe_status make_maps(qe_model *model, qe_error *err) {
     const qe_weight_row *q = qe_family_row(model->family, QE_ROLE_Q);
     if (!is_gguf(model) || !(q->flags & QE_ROW_Q_ORDER)) return QE_OK;

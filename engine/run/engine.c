@@ -57,15 +57,26 @@ static const qe_role vector_roles[] = {QE_ROLE_ATTN_NORM, QE_ROLE_Q_NORM,   QE_R
                                        QE_ROLE_POST_ATTN_NORM, QE_ROLE_FFN_NORM, QE_ROLE_POST_FFN_NORM};
 enum { VECTOR_ROLES = sizeof vector_roles / sizeof vector_roles[0] };
 
-static qe_status load_layer(qe_engine *e, qe_loading *loading, int64_t i, qe_error *err) {
+static qe_status load_linears(qe_engine *e, qe_loading *loading, int64_t i, qe_error *err) {
     qe_layer *l = &e->layers[i];
     QE_TRY(qe_group_load(e->device, loading, qkv_roles, 3, i, &l->qkv, err));
     QE_TRY(qe_group_load(e->device, loading, o_roles, 1, i, &l->o, err));
     QE_TRY(qe_group_load(e->device, loading, gate_up_roles, 2, i, &l->gate_up, err));
-    QE_TRY(qe_group_load(e->device, loading, down_roles, 1, i, &l->down, err));
-    for (int v = 0; v < VECTOR_ROLES; v++)
-        QE_TRY(qe_vector_load(e->device, e->model, vector_roles[v], i, &l->vectors[vector_roles[v]], err));
+    return qe_group_load(e->device, loading, down_roles, 1, i, &l->down, err);
+}
+
+static qe_status load_vectors(qe_engine *e, const qe_model *model, int64_t i, qe_error *err) {
+    qe_layer *l = &e->layers[i];
+    for (int v = 0; v < VECTOR_ROLES; v++) {
+        qe_block_release(e->device, &l->vectors[vector_roles[v]]);
+        QE_TRY(qe_vector_load(e->device, model, vector_roles[v], i, &l->vectors[vector_roles[v]], err));
+    }
     return QE_OK;
+}
+
+static qe_status load_layer(qe_engine *e, qe_loading *loading, int64_t i, qe_error *err) {
+    QE_TRY(load_linears(e, loading, i, err));
+    return load_vectors(e, e->model, i, err);
 }
 
 static uint64_t bytes_of(const qe_model *model, qe_role role, int64_t layer) {
@@ -188,7 +199,7 @@ static qe_status make_scratch(qe_engine *e, qe_error *err) {
     const struct { qe_block *block; int64_t rows, width; } sizes[] = {
         {&s->hidden, e->max_batch, hp->hidden},
         {&s->delta, e->max_batch, hp->hidden},
-        {&s->qkv, e->max_batch, e->layers[0].qkv.width},
+        {&s->qkv, e->max_batch, (hp->heads + 2 * hp->kv_heads) * hp->head_dim},
         {&s->attended, e->max_batch, hp->heads * hp->head_dim},
         {&s->ffn, e->max_batch, 2 * hp->ffn},
         {&s->head_hidden, e->head_rows, hp->hidden},
@@ -199,6 +210,7 @@ static qe_status make_scratch(qe_engine *e, qe_error *err) {
         size_t bytes = (size_t)sizes[i].rows * (size_t)sizes[i].width * sizeof(float);
         QE_TRY(qe_block_alloc(e->device, bytes, sizes[i].block, err));
     }
+    if (!e->embed.count) return QE_OK;      /* a window: its layers come and go */
     QE_TRY(qe_forward_reserve(e, e->max_batch, err));
     return qe_forward_reserve(e, 1, err);
 }
@@ -274,6 +286,72 @@ qe_status qe_engine_create(qe_device *device, const qe_model *model, const qe_en
     e->load_us = qe_os_now_us() - start_us;
     *out = e;
     return QE_OK;
+}
+
+/* ---- windows -------------------------------------------------------------------------------------------------------------- */
+static qe_status build_window(qe_engine *e, int64_t context, int32_t batch, qe_error *err) {
+    qe_hparams one = e->hp;
+    one.layers = 1;
+    e->context = context;
+    e->max_batch = batch;
+    e->max_sessions = (int32_t)(batch / context);       /* a piece is whole texts */
+    e->kv_type = QE_CODE_F16;
+    e->kv_tokens = e->max_sessions * qe_kv_pages_for(context) * QE_KV_PAGE_TOKENS;
+    e->head_rows = batch < HEAD_ROWS ? batch : HEAD_ROWS;
+    e->layers = calloc((size_t)e->hp.layers, sizeof *e->layers);
+    if (!e->layers) return qe_error_set(err, QE_E_NOMEM, "no memory for %lld layers", (long long)e->hp.layers);
+    for (int64_t i = 0; i < e->hp.layers; i++) QE_TRY(load_vectors(e, e->model, i, err));
+    QE_TRY(qe_vector_load(e->device, e->model, QE_ROLE_OUTPUT_NORM, 0, &e->output_norm, err));
+    QE_TRY(make_rotations(e, err));
+    QE_TRY(qe_kv_create(e->device, &one, e->kv_type, e->kv_tokens, &e->kv, err));
+    QE_TRY(qe_batch_create(e, err));
+    return make_scratch(e, err);
+}
+
+qe_status qe_engine_create_window(qe_device *device, const qe_model *model, int64_t context, int32_t batch, qe_engine **out,
+                                  qe_error *err) {
+    *out = NULL;
+    qe_engine *e = calloc(1, sizeof *e);
+    if (!e) return qe_error_set(err, QE_E_NOMEM, "no memory for an engine");
+    pthread_mutex_init(&e->turn, NULL);
+    e->device = device;
+    e->model = model;
+    e->hp = model->hp;
+    e->queue = qe_device_queue(device, NULL);
+    qe_status status = build_window(e, context, batch, err);
+    if (status) release(e);
+    else *out = e;
+    return status;
+}
+
+qe_status qe_window_load(qe_engine *e, const qe_weight_source *source, int64_t layer, qe_error *err) {
+    qe_loading loading = {.model = e->model, .source = source};
+    qe_window_release(e, layer);
+    return load_linears(e, &loading, layer, err);
+}
+
+qe_status qe_window_vector(qe_engine *e, int64_t layer, qe_role role, const float *values, qe_error *err) {
+    qe_block *block = &e->layers[layer].vectors[role];
+    QE_TRY(e->device->backend->copy(&e->queue, block->data, values, block->bytes, err));
+    return e->device->backend->wait(&e->queue, err);
+}
+
+void qe_window_release(qe_engine *e, int64_t layer) {
+    qe_layer *l = &e->layers[layer];
+    qe_group *const groups[] = {&l->qkv, &l->o, &l->gate_up, &l->down};
+    for (int g = 0; g < 4; g++) qe_group_release(e->device, groups[g]);
+}
+
+qe_status qe_window_load_ends(qe_engine *e, bool embed, bool head, qe_error *err) {
+    qe_loading loading = {.model = e->model};
+    if (embed || (head && e->hp.tied)) QE_TRY(qe_group_load(e->device, &loading, embed_roles, 1, 0, &e->embed, err));
+    if (head && !e->hp.tied) QE_TRY(qe_group_load(e->device, &loading, output_roles, 1, 0, &e->output, err));
+    return QE_OK;
+}
+
+void qe_window_release_ends(qe_engine *e) {
+    qe_group_release(e->device, &e->embed);
+    qe_group_release(e->device, &e->output);
 }
 
 qe_status qe_engine_destroy(qe_engine *engine) {

@@ -143,6 +143,7 @@ struct qe_engine {
     int64_t          context, kv_tokens;
     int32_t          kv_type;
     int32_t          max_sessions, max_batch, head_rows;
+    int64_t          kv_layer;                 /* the layer whose keys are in layer 0 of the cache; a window: the one it runs */
     qe_group         embed, output;            /* output.count 0: tied, `embed` is used */
     qe_block         output_norm;
     qe_block         cos_sin[2];               /* global, local layers: [context][rope_dims / 2][2] */
@@ -177,6 +178,30 @@ typedef struct qe_cancel {
 } qe_cancel;
 /* engine->batch through all layers; logits of its wanted rows are in place on return. */
 qe_status qe_forward(qe_engine *engine, const qe_cancel *cancel, qe_error *err);
+/* What reads the input of a group of linears as they are about to run: qkv 0, o 1, gate_up 2, down 3; x[m][ldx] floats in the
+ * caller's column order. Only float inputs can be seen. */
+typedef struct qe_tap {
+    void *ctx;
+    qe_status (*input)(void *ctx, int64_t layer, int32_t group, const float *x, int64_t m, int64_t k, int64_t ldx,
+                       qe_error *err);
+} qe_tap;
+/* Parts of a pass over engine->batch, for windows: embedding rows into scratch.hidden; one layer over scratch.hidden and
+ * .delta; logits of the batch's wanted rows. tap may be NULL. */
+qe_status qe_forward_embed(qe_engine *engine, qe_error *err);
+qe_status qe_forward_layer(qe_engine *engine, int64_t layer, const qe_tap *tap, qe_error *err);
+qe_status qe_forward_head(qe_engine *engine, qe_error *err);
+
+/* An engine that holds no linears but those loaded one layer at a time, for texts of at most `context` tokens in pieces of
+ * whole texts, at most `batch` >= context tokens; sessions and steps do not work on it. Free with qe_engine_destroy(). */
+qe_status qe_engine_create_window(qe_device *device, const qe_model *model, int64_t context, int32_t batch, qe_engine **out,
+                                  qe_error *err);
+/* The linears of one layer, from a source (NULL: as the model has them); and one of its norms, already loaded, replaced. */
+qe_status qe_window_load(qe_engine *engine, const qe_weight_source *source, int64_t layer, qe_error *err);
+qe_status qe_window_vector(qe_engine *engine, int64_t layer, qe_role role, const float *values, qe_error *err);
+void      qe_window_release(qe_engine *engine, int64_t layer);
+qe_status qe_window_load_ends(qe_engine *engine, bool embed, bool head, qe_error *err);
+void      qe_window_release_ends(qe_engine *engine);
+
 /* Sizes the workspaces for pieces of m rows, so that steps need not grow them. */
 qe_status qe_forward_reserve(qe_engine *engine, int64_t m, qe_error *err);
 

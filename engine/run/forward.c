@@ -14,6 +14,8 @@ typedef struct pass {
     const qe_batch  *batch;
     qk_kv            kv;
     qk_attention     attention;
+    const qe_tap    *tap;
+    int64_t          layer;
     qe_error        *err;
 } pass;
 
@@ -40,8 +42,15 @@ static qe_status plan(qe_engine *e, qe_packed *w, int64_t m, qk_x *x, qe_error *
     return QE_OK;
 }
 
-/* y = W * prepare(input), for the linears of a group side by side. */
-static qe_status project(const pass *p, qe_group *group, const qk_prepare *input, int64_t m, qe_block *y) {
+static qe_status show(const pass *p, int32_t which, const qk_x *x) {
+    if (!p->tap || !p->tap->input || which < 0) return QE_OK;
+    if (x->quant.code != QE_CODE_F32 || x->packing)
+        return qe_error_set(p->err, QE_E_UNSUPPORTED, "only plain float inputs can be observed");
+    return p->tap->input(p->tap->ctx, p->layer, which, x->data, x->m, x->k, x->ld, p->err);
+}
+
+/* y = W * prepare(input), for the linears of a group side by side; `which` as in qe_tap, below 0: not shown. */
+static qe_status project(const pass *p, qe_group *group, int32_t which, const qk_prepare *input, int64_t m, qe_block *y) {
     qk_prepare prepare = *input;
     qk_x x;
     for (int32_t i = 0; i < group->count; i++) {
@@ -57,6 +66,7 @@ static qe_status project(const pass *p, qe_group *group, const qk_prepare *input
                 prepare.residual = NULL;
                 prepare.post_norm = NULL;
             }
+            if (i == 0) QE_TRY(show(p, which, &x));
         }
         qk_gemm_args args;
         memset(&args, 0, sizeof args);
@@ -113,7 +123,8 @@ static qe_status attend(pass *p, int64_t layer) {
                     .q_norm = l->vectors[QE_ROLE_Q_NORM].data,
                     .k_norm = l->vectors[QE_ROLE_K_NORM].data,
                     .eps = hp->eps};
-    p->attention.layer = (int32_t)layer;
+    p->attention.layer = (int32_t)(layer - p->e->kv_layer);
+    p->attention.ldq = l->qkv.width;
     p->attention.window = local ? (int32_t)hp->window : 0;
     QE_TRY(p->ops->rope_append(&rope, &p->attention, p->queue, p->err));
     return p->ops->attention(&p->attention, p->queue, p->err);
@@ -126,20 +137,21 @@ static qe_status run_layer(pass *p, int64_t layer) {
     qe_layer *l = &e->layers[layer], *previous = layer ? l - 1 : NULL;
     static const qe_block none = {NULL, 0};
     const int64_t m = p->batch->m;
+    p->layer = layer;
 
     qk_prepare attn_in = normed_input(hp, &s->hidden, previous ? &s->delta : NULL,
                                       previous ? &previous->vectors[QE_ROLE_POST_FFN_NORM] : &none,
                                       &l->vectors[QE_ROLE_ATTN_NORM]);
-    QE_TRY(project(p, &l->qkv, &attn_in, m, &s->qkv));
+    QE_TRY(project(p, &l->qkv, 0, &attn_in, m, &s->qkv));
     QE_TRY(attend(p, layer));
     qk_prepare attended = plain_input(&s->attended, hp->heads * hp->head_dim);
-    QE_TRY(project(p, &l->o, &attended, m, &s->delta));
+    QE_TRY(project(p, &l->o, 1, &attended, m, &s->delta));
 
     qk_prepare ffn_in = normed_input(hp, &s->hidden, &s->delta, &l->vectors[QE_ROLE_POST_ATTN_NORM],
                                      &l->vectors[QE_ROLE_FFN_NORM]);
-    QE_TRY(project(p, &l->gate_up, &ffn_in, m, &s->ffn));
+    QE_TRY(project(p, &l->gate_up, 2, &ffn_in, m, &s->ffn));
     qk_prepare gated = gated_input(hp, &s->ffn);
-    return project(p, &l->down, &gated, m, &s->delta);
+    return project(p, &l->down, 3, &gated, m, &s->delta);
 }
 
 /* ---- logits ---------------------------------------------------------------------------------------------------------------- */
@@ -172,7 +184,7 @@ static qe_status run_head(const pass *p) {
         QE_TRY(gather(p, wanted, count));
         qk_prepare in = normed_input(hp, &s->head_hidden, &s->head_delta,
                                      &e->layers[hp->layers - 1].vectors[QE_ROLE_POST_FFN_NORM], &e->output_norm);
-        QE_TRY(project(p, head, &in, count, &s->logits));
+        QE_TRY(project(p, head, -1, &in, count, &s->logits));
         for (int64_t i = 0; i < count; i++) {
             const char *row = (const char *)s->logits.data + (size_t)i * bytes;
             QE_TRY(e->device->backend->copy(p->queue, wanted[i].to, row, bytes, p->err));
@@ -214,27 +226,55 @@ static void begin(pass *p, qe_engine *e, qe_error *err) {
                                   .first_row = b->device.first_row,
                                   .q = e->scratch.qkv.data,
                                   .out = e->scratch.attended.data,
-                                  .ldq = e->layers[0].qkv.width,
+                                  .ldq = e->layers[e->kv_layer].qkv.width,
                                   .ldo = hp->heads * hp->head_dim,
                                   .kv = &p->kv};
 }
 
-qe_status qe_forward(qe_engine *e, const qe_cancel *cancel, qe_error *err) {
-    const qe_hparams *hp = &e->hp;
+static qe_status start(pass *p, qe_engine *e, qe_error *err) {
     qe_batch *b = &e->batch;
-    pass p;
-    begin(&p, e, err);
-    size_t workspace = p.ops->attention_bytes(e->queue.device, &p.attention);
+    begin(p, e, err);
+    size_t workspace = p->ops->attention_bytes(e->queue.device, &p->attention);
     QE_TRY(qe_block_grow(e->device, workspace, &e->scratch.attention, err));
-    p.attention.workspace = e->scratch.attention.data;
-    QE_TRY(e->device->backend->copy(&e->queue, b->block.data, b->memory, b->bytes, err));
-    QE_TRY(p.ops->embed(&e->embed.packed[0].weight, b->device.ids, b->m, hp->embed_scale, e->scratch.hidden.data,
-                        hp->hidden, QE_CODE_F32, &e->queue, err));
-    for (int64_t layer = 0; layer < hp->layers; layer++) {
+    p->attention.workspace = e->scratch.attention.data;
+    return e->device->backend->copy(&e->queue, b->block.data, b->memory, b->bytes, err);
+}
+
+static qe_status embed(const pass *p) {
+    qe_engine *e = p->e;
+    return p->ops->embed(&e->embed.packed[0].weight, e->batch.device.ids, e->batch.m, e->hp.embed_scale,
+                         e->scratch.hidden.data, e->hp.hidden, QE_CODE_F32, &e->queue, p->err);
+}
+
+qe_status qe_forward(qe_engine *e, const qe_cancel *cancel, qe_error *err) {
+    pass p;
+    QE_TRY(start(&p, e, err));
+    QE_TRY(embed(&p));
+    for (int64_t layer = 0; layer < e->hp.layers; layer++) {
         if (cancel && cancel->ask && cancel->ask(cancel->ctx))
             return qe_error_set(err, QE_E_CANCELLED, "the step was cancelled");
         QE_TRY(run_layer(&p, layer));
     }
+    return run_head(&p);
+}
+
+qe_status qe_forward_embed(qe_engine *e, qe_error *err) {
+    pass p;
+    QE_TRY(start(&p, e, err));
+    return embed(&p);
+}
+
+qe_status qe_forward_layer(qe_engine *e, int64_t layer, const qe_tap *tap, qe_error *err) {
+    pass p;
+    e->kv_layer = layer;
+    QE_TRY(start(&p, e, err));
+    p.tap = tap;
+    return run_layer(&p, layer);
+}
+
+qe_status qe_forward_head(qe_engine *e, qe_error *err) {
+    pass p;
+    QE_TRY(start(&p, e, err));
     return run_head(&p);
 }
 

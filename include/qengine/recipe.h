@@ -28,7 +28,7 @@ extern "C" {
 /* Forms a checkpoint can be written in, by index from 0: name and one line on it. NULL past the end. */
 QE_API const char *qe_checkpoint_format(int32_t index, const char **what);
 
-/* One line for each linear as it is finished; `index` of `count`. Numbers that were not measured are NaN. */
+/* One line for each linear as it is finished (with PLAN_ONLY: as it will be); `index` of `count`. Numbers that were not measured are NaN. */
 typedef struct qe_quantize_layer {
     const char *module, *scheme, *method;
     int64_t     index, count, n, k;

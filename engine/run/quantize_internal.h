@@ -1,0 +1,74 @@
+/* run/quantize_internal.h -- inside of qe_model_quantize().
+ *
+ *   quantize.c        the call: options, plan, layers in turn, commit
+ *   quantize_plan.c   every tensor of the source and what becomes of it
+ *   quantize_layer.c  one layer: statistics of its inputs, roundings, what the next layer sees
+ *   quantize_files.c  config.json, tokenizer files, GGUF keys, the report */
+#ifndef QE_RUN_QUANTIZE_INTERNAL_H
+#define QE_RUN_QUANTIZE_INTERNAL_H
+#include <jansson.h>
+#include <qengine/recipe.h>
+#include "format/write_weights.h"
+#include "run/recipe_internal.h"
+
+typedef struct qe_item {            /* one tensor of the source */
+    int64_t       tensor;           /* in its store */
+    qe_role       role;             /* QE_ROLE_COUNT: no part of the forward pass */
+    int64_t       layer;            /* -1: of no layer */
+    bool          linear;           /* rounded to decision.quant; else copied */
+    qe_weight_ref ref;
+    qe_decision   decision;
+    char         *name;             /* weight.module */
+    qe_weight_out weight;           /* linears; GGUF: every tensor */
+    int64_t      *row_map;          /* GGUF, owned */
+    int64_t       out;              /* plain tensors of a folder: index in the output */
+    float        *changed;          /* a vector whose values a transform changed, as they act; else NULL */
+} qe_item;
+
+typedef struct qe_stream {          /* texts on their way through the layers */
+    int32_t *ids;
+    int64_t  count, length, sequences;      /* tokens; of a sequence, the last may be shorter */
+    float   *hidden, *delta;        /* [count][hidden] */
+} qe_stream;
+
+typedef struct qe_job {
+    qe_device                 *device;
+    const qe_model            *model;
+    const qe_quantize_options *o;
+    qe_recipe                 *recipe;
+    const qe_weight_format    *format;
+    qe_out                    *out;
+    qe_item                   *items;
+    int64_t                    count, linears;      /* linears that are rounded */
+    qe_quantize_plan           plan;
+    bool                       calibrates;
+    char                       text_hash[65];       /* of the calibration text */
+    qe_engine                 *window;              /* NULL: no calibration */
+    qe_stream                  stream;
+    json_t                    *report;              /* list, one entry a linear */
+    double                     done, total;
+    int64_t                    finished;            /* linears */
+    uint64_t                   start_us;
+} qe_job;
+
+qe_status qe_job_plan(qe_job *job, qe_error *err);                 /* items, format, sizes */
+qe_status qe_job_declare(qe_job *job, qe_error *err);              /* into job->out */
+bool      qe_item_done(const qe_job *job, const qe_item *item);
+void      qe_job_free_items(qe_job *job);
+bool      qe_role_is_linear(qe_role role);
+
+/* One item that belongs to no layer, or is copied. */
+qe_status qe_job_copy(qe_job *job, qe_item *item, qe_error *err);
+/* Rounds a linear as its decision says and writes it; w[n][k] is changed by transforms before. */
+qe_status qe_job_start_stream(qe_job *job, qe_error *err);
+qe_status qe_job_layer(qe_job *job, int64_t layer, qe_error *err);
+qe_status qe_job_progress(qe_job *job, double weights, qe_error *err);
+
+char     *qe_job_config(const qe_job *job, qe_error *err);         /* config.json of the result; free() */
+qe_status qe_job_side_files(qe_job *job, qe_error *err);
+qe_status qe_job_gguf_keys(qe_job *job, qe_error *err);
+qe_status qe_job_save_report(qe_job *job, bool last, qe_error *err);
+qe_status qe_job_load_report(qe_job *job, qe_error *err);
+json_t   *qe_job_notes(const qe_job *job);
+uint64_t  qe_job_note_bytes(const qe_job *job);
+#endif
