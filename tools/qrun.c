@@ -427,6 +427,25 @@ static qe_status run_perplexity(program *p) {
 }
 
 /* ---- inspecting ------------------------------------------------------------------------------------------------------------ */
+/* The quantizer's report as it is stored, one object a line. */
+static void print_report(const char *json) {
+    char line[512];
+    if (!json) return;
+    printf("quantization report\n");
+    for (const char *at = json; *at;) {
+        const char *end = strstr(at, "},{");
+        size_t bytes = end ? (size_t)(end - at) + 2 : strlen(at);
+        for (const char *from = at; from < at + bytes;) {
+            size_t piece = (size_t)(at + bytes - from) < 128 ? (size_t)(at + bytes - from) : 128;
+            for (size_t i = 0; i < piece; i++) line[i] = (unsigned char)from[i] < 0x20 || from[i] == 0x7f ? '?' : from[i];
+            fwrite(line, 1, piece, stdout);
+            from += piece;
+        }
+        printf("\n");
+        at += bytes;
+    }
+}
+
 static qe_status run_inspect(program *p) {
     const qe_model_info *m = &p->info;
     printf("%s  %s  %s  %.1f M parameters  %.1f MB  %.3f bits per weight\n", m->format, m->architecture, m->name,
@@ -443,6 +462,7 @@ static qe_status run_inspect(program *p) {
         printf("%-48s %-8s %-28s %20s %8.4f %12llu\n", qe_escape(t.name, strlen(t.name), name, sizeof name), t.type, scheme,
                shape, t.bits_per_weight, (unsigned long long)t.bytes);
     }
+    print_report(qe_model_note(p->model, "qengine.report"));
     return fflush(stdout) ? qe_error_set(&p->err, QE_E_IO, "cannot write to stdout") : QE_OK;
 }
 

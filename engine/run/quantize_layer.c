@@ -227,6 +227,7 @@ static qe_status load_norms(qe_job *job, const written *w, qe_error *err) {
         qe_weight_ref ref = item->ref;
         const qe_model model = {.store = w->store};
         ref.tensor = find_written(w, item);
+        ref.quant = *qe_store_quant(qe_store_tensor_at(w->store, ref.tensor));
         if (job->format->kind == QE_OUT_GGUF) ref.norm_offset = 0;
         qe_status status = qe_model_read_vector(&model, &ref, values, err);
         if (!status) status = qe_window_vector(job->window, w->layer, item->role, values, err);

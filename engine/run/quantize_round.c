@@ -94,6 +94,17 @@ static qe_status report(qe_job *job, const qe_item *item, const qe_layer_report 
     return json_array_append_new(job->report, entry) ? qe_error_set(err, QE_E_NOMEM, "no memory for the report") : QE_OK;
 }
 
+/* A layer that was stopped between two of its marks is made again, and so are its entries. */
+static void forget(qe_job *job, int64_t layer) {
+    for (int64_t i = 0; i < job->count; i++) {
+        const qe_item *item = &job->items[i];
+        for (size_t at = json_array_size(job->report); item->linear && item->layer == layer && at-- > 0;) {
+            const char *module = json_string_value(json_object_get(json_array_get(job->report, at), "module"));
+            if (module && !strcmp(module, item->name)) json_array_remove(job->report, at);
+        }
+    }
+}
+
 qe_status qe_round_resumed(qe_job *job, int64_t layer, qe_error *err) {
     size_t at;
     json_t *entry;
@@ -134,6 +145,8 @@ static qe_status round_item(qe_job *job, qe_item *item, qe_error *err) {
     memset(&r, 0, sizeof r);
     qe_status status = place(item, &work, err);
     if (!status) status = qe_weight_floats(job->model, &item->ref, 0, item->ref.n, work.w, err);
+    if (!status && item->decision.method != QE_METHOD_RTN)
+        status = qe_error_set(err, QE_E_UNSUPPORTED, "%s: this build rounds to nearest alone, not by %s", item->name, item->decision.how);
     if (!status) status = qe_quantize(work.w, item->ref.k, item->decision.full_range ? QE_QUANTIZE_FULL_RANGE : 0, &work.t, err);
     if (status == QE_E_VALUE) {
         qe_error inner = *err;
@@ -147,6 +160,7 @@ static qe_status round_item(qe_job *job, qe_item *item, qe_error *err) {
 
 qe_status qe_round_layer(qe_job *job, int64_t layer, const qe_statistics *statistics, qe_error *err) {
     (void)statistics;
+    forget(job, layer);
     for (int64_t i = 0; i < job->count; i++)
         if (job->items[i].layer == layer && job->items[i].linear) QE_TRY(round_item(job, &job->items[i], err));
     return QE_OK;

@@ -80,6 +80,7 @@ static qe_status set_method(qe_decision *d, const char *text, qe_error *err) {
             rounding = true;
         }
     }
+    if (d->smooth && d->rotate) return unknown("method", text, "column scales and rotation exclude each other", err);
     return QE_OK;
 }
 

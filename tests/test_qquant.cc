@@ -1,0 +1,134 @@
+/* qquant as a user meets it: lists, exits, one line for each mistake, and runs that are killed and resumed. */
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "quantize_rig.h"
+
+namespace {
+
+using quantize_rig::contents;
+const std::string program = QE_TEST_BIN "/qquant", tiny = quantize_rig::tiny;
+
+struct Result {
+    int code;
+    std::string out, err;
+};
+
+pid_t start(const std::vector<std::string> &args, const std::string &out, const std::string &err) {
+    pid_t pid = fork();
+    if (pid) return pid;
+    std::vector<char *> argv = {(char *)program.c_str()};
+    for (auto &a : args) argv.push_back((char *)a.c_str());
+    argv.push_back(nullptr);
+    int o = open(out.c_str(), O_CREAT | O_WRONLY | O_TRUNC, 0600), e = open(err.c_str(), O_CREAT | O_WRONLY | O_TRUNC, 0600);
+    if (o < 0 || e < 0 || dup2(o, 1) < 0 || dup2(e, 2) < 0) _exit(99);
+    execv(argv[0], argv.data());
+    _exit(98);
+}
+int wait_for(pid_t pid) {
+    int status = 0;
+    waitpid(pid, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 256 + WTERMSIG(status);
+}
+size_t lines(const std::string &text) { return (size_t)std::count(text.begin(), text.end(), '\n'); }
+
+class Qquant : public testing::Test {
+protected:
+    void SetUp() override {
+        if (access(program.c_str(), X_OK)) GTEST_SKIP() << program << " was not built (QE_BUILD_PROGRAMS is off, or build all targets)";
+    }
+    Result run(const std::vector<std::string> &args) {
+        int code = wait_for(start(args, folder.file("stdout"), folder.file("stderr")));
+        return {code, qe_test::read_file(folder.file("stdout")), qe_test::read_file(folder.file("stderr"))};
+    }
+    qe_test::TempFolder folder;
+};
+
+TEST_F(Qquant, ListsAndPlans) {
+    Result list = run({"--list"});
+    EXPECT_EQ(list.code, 0);
+    for (const char *word : {"w4a16-g128", "mxfp4", "gptq", "adaround", "awq", "compressed-tensors", "gguf", "qengine"})
+        EXPECT_NE(list.out.find(word), std::string::npos) << word;
+    Result dry = run({"--model", tiny, "--scheme", "w4a16-g128", "--dry-run"});
+    EXPECT_EQ(dry.code, 0) << dry.err;
+    EXPECT_NE(dry.out.find("28 linears"), std::string::npos) << dry.out;
+    EXPECT_NE(dry.out.find("4.1250 bits"), std::string::npos) << dry.out;
+    Result explain = run({"--model", tiny, "--scheme", "w4a16-g128", "--explain"});
+    EXPECT_EQ(explain.code, 0) << explain.err;
+    EXPECT_EQ(lines(explain.out), 30u) << explain.out;
+}
+
+TEST_F(Qquant, WritesReportsAndCompares) {
+    Result r = run({"--model", tiny, "--scheme", "w4a16-g128", "--out", folder.file("m")});
+    ASSERT_EQ(r.code, 0) << r.err;
+    EXPECT_EQ(r.err, "");
+    EXPECT_NE(r.out.find("model.layers.3.mlp.down_proj"), std::string::npos);
+    Result again = run({"--model", tiny, "--scheme", "w4a16-g128", "--out", folder.file("m")});
+    EXPECT_EQ(again.code, 1);
+    EXPECT_EQ(lines(again.err), 1u) << again.err;
+    Result compare = run({"--compare", tiny, "--model", folder.file("m"), "--text", QE_TEST_DATA "/calib.txt"});
+    EXPECT_EQ(compare.code, 0) << compare.err;
+    EXPECT_NE(compare.out.find("KL mean 0.00"), std::string::npos) << compare.out;
+}
+
+TEST_F(Qquant, MistakesGetOneLine) {
+    folder.write("empty.txt", "");
+    folder.write("short.txt", "Hi");
+    const struct { std::vector<std::string> args; int code; const char *says; } cases[] = {
+        {{}, 2, "--model"},
+        {{"--model"}, 2, "missing"},
+        {{"--model", tiny}, 2, "--scheme"},
+        {{"--model", tiny, "--scheme", "w8a8"}, 2, "--out"},
+        {{"--model", tiny, "--scheme", "w8a8", "--nonsense"}, 2, "--nonsense"},
+        {{"--model", tiny, "--scheme", "w8a8", "--out", "x", "--threads", "none"}, 2, "none"},
+        {{"--compare", tiny, "--model", tiny}, 2, "--text"},
+        {{"--model", "/nowhere", "--scheme", "w8a8", "--out", folder.file("a")}, 1, "/nowhere"},
+        {{"--model", tiny, "--scheme", "w99", "--out", folder.file("a")}, 1, "w99"},
+        {{"--model", tiny, "--scheme", "w8a8", "--method", "magic", "--out", folder.file("a")}, 1, "magic"},
+        {{"--model", tiny, "--scheme", "w8a8", "--format", "onnx", "--out", folder.file("a")}, 1, "onnx"},
+        {{"--model", tiny, "--scheme", "w8a8", "--out", "/proc/a"}, 1, "/proc/a"},
+        {{"--model", tiny, "--scheme", "w4a16-g128", "--method", "gptq", "--out", folder.file("a")}, 1, "calibration"},
+        {{"--model", tiny, "--scheme", "w4a16-g128", "--method", "gptq", "--calib", folder.file("empty.txt"), "--out", folder.file("a")}, 1, "calibration"},
+        {{"--model", tiny, "--scheme", "w4a16-g128", "--calib", folder.file("none.txt"), "--out", folder.file("a")}, 1, "none.txt"},
+    };
+    for (const auto &c : cases) {
+        Result r = run(c.args);
+        EXPECT_EQ(r.code, c.code) << r.err;
+        EXPECT_EQ(lines(r.err), 1u) << r.err;
+        EXPECT_NE(r.err.find(c.says), std::string::npos) << r.err;
+        EXPECT_NE(access(folder.file("a").c_str(), F_OK), 0);
+    }
+}
+
+/* Killed at different times: what stands at its place afterwards is whole, and --resume makes the same bytes. */
+TEST_F(Qquant, KilledAndResumed) {
+    std::vector<std::string> args = {"--model", tiny, "--scheme", "w4a16-g128", "--quiet", "--threads", "1", "--out", ""};
+    args.back() = folder.file("whole");
+    Result whole = run(args);
+    ASSERT_EQ(whole.code, 0) << whole.err;
+    auto expected = contents(folder.file("whole"));
+    int cut = 0;
+    for (int i = 0; i < 8; i++) {
+        args.back() = folder.file("k" + std::to_string(i));
+        pid_t pid = start(args, folder.file("stdout"), folder.file("stderr"));
+        usleep((useconds_t)(15000 * i));
+        kill(pid, SIGKILL);
+        bool finished = wait_for(pid) == 0;
+        cut += !finished;
+        EXPECT_EQ(access(args.back().c_str(), F_OK) == 0, finished) << "killed after " << 15 * i << " ms";
+        if (!finished && !access(args.back().c_str(), F_OK)) continue;
+        if (!finished) {
+            auto resume = args;
+            resume.push_back("--resume");
+            Result r = run(resume);
+            ASSERT_EQ(r.code, 0) << r.err;
+        }
+        EXPECT_EQ(contents(args.back()), expected) << "killed after " << 15 * i << " ms";
+    }
+    printf("%d of 8 runs were cut\n", cut);
+    EXPECT_GT(cut, 0);
+}
+
+}  // namespace

@@ -1,0 +1,262 @@
+/* Whole models quantized without calibration: the written checkpoint computes the same bits as quantizing while loading, a
+ * stopped run goes on to the same bytes, and every refusal has its status. */
+#include "quantize_rig.h"
+
+using namespace quantize_rig;
+using qe_test::has_status;
+using qe_test::is_ok;
+using qe_test::TempFolder;
+
+namespace {
+
+struct Case {
+    const char *scheme, *format;
+};
+const Case cases[] = {
+    {"w8a8", "compressed-tensors"}, {"w4a16-g128", "compressed-tensors"}, {"w4a16-g128-asym", "compressed-tensors"},
+    {"int3:g64:f16", "compressed-tensors"}, {"int4:g64:f16@a8", "compressed-tensors"}, {"w4a16-g128", "gptq"},
+    {"w4a16-g128-asym", "gptq"}, {"int8:g128:f16", "gptq"}, {"int2:g64:f16:z=u8", "gptq"},
+    {"w4a16-g128", "qengine"}, {"int4:g128:u8:s=f16/channel@a8", "qengine"}, {"nf4:g64:f32", "qengine"}, {"mxfp4", "qengine"},
+    {"mxint8", "qengine"}, {"mx6", "qengine"}, {"int4:g32:u6:s=f16/g256:b=u6", "qengine"},
+};
+
+class Written : public testing::TestWithParam<Case> {};
+
+TEST_P(Written, SameBitsAsQuantizingWhileLoading) {
+    const Case &c = GetParam();
+    TempFolder folder;
+    auto d = device();
+    auto source = model(tiny);
+    Job run;
+    run.recipe = c.scheme;
+    run.format = c.format;
+    run.out = folder.file("m");
+    ASSERT_TRUE(is_ok(run.go(d.get(), source.get()), run.err));
+    EXPECT_EQ(run.layers, 28);
+    EXPECT_EQ(run.plan.linears, 28);
+    auto written = model(run.out);
+    auto ids = ids_of(source.get(), "In the beginning the hacker said to his people:", 24);
+    auto a = engine(d.get(), source.get(), c.scheme), b = engine(d.get(), written.get());
+    auto plain = engine(d.get(), source.get());
+    auto expected = logits(a.get(), ids, 1024), got = logits(b.get(), ids, 1024);
+    EXPECT_TRUE(qe_test::same_bits(got, expected));
+    EXPECT_FALSE(qe_test::same_bits(got, logits(plain.get(), ids, 1024))) << "nothing was quantized";
+    const char *note = qe_model_note(written.get(), "qengine.report");
+    ASSERT_NE(note, nullptr);
+    EXPECT_NE(std::string(note).find("model.layers.3.mlp.down_proj"), std::string::npos);
+    EXPECT_EQ(access((run.out + "/tokenizer.json").c_str(), R_OK), 0);
+    EXPECT_EQ(access((run.out + "/quantization_report.json").c_str(), R_OK), 0);
+    EXPECT_NE(access((run.out + "/journal").c_str(), F_OK), 0);
+}
+INSTANTIATE_TEST_SUITE_P(Schemes, Written, testing::ValuesIn(cases));
+
+/* GGUF: rows of q and k change places, norms become floats, the tokenizer moves into the header. */
+TEST(WrittenGguf, SameValuesSameTokens) {
+    for (const char *scheme : {"q4_0", "q8_0", "q4_k", "q6_k"}) {
+        TempFolder folder;
+        auto d = device();
+        auto source = model(tiny);
+        Job run;
+        run.recipe = scheme;
+        run.format = "gguf";
+        run.out = folder.file("m.gguf");
+        ASSERT_TRUE(is_ok(run.go(d.get(), source.get()), run.err)) << scheme;
+        auto written = model(run.out);
+        const std::string text = "In the beginning the hacker said, 12345 times: \xc3\xa9t\xc3\xa9!";
+        auto ids = ids_of(source.get(), text, 64);
+        EXPECT_EQ(ids_of(written.get(), text, 64), ids);
+        auto native = folder.file("n");
+        Job other;
+        other.recipe = scheme;
+        other.format = "qengine";
+        other.out = native;
+        ASSERT_TRUE(is_ok(other.go(d.get(), source.get()), other.err));
+        /* GGUF names no input type: both run with the default of the weights' type. */
+        qe_quant q;
+        qe_error err{};
+        qe_tensor_info info;
+        ASSERT_EQ(qe_model_get_tensor(written.get(), qe_model_find_tensor(written.get(), "blk.0.ffn_up.weight"), &info, &err), QE_OK);
+        q = info.quant;
+        qe_act act;
+        qe_act_default(&q, &act);
+        qe_engine_options o = {};
+        o.struct_size = sizeof o;
+        o.act = &act;
+        auto reference = model(native);
+        qe_engine *e[2] = {};
+        ASSERT_TRUE(is_ok(qe_engine_create(d.get(), reference.get(), &o, &e[0], &err), err));
+        ASSERT_TRUE(is_ok(qe_engine_create(d.get(), written.get(), &o, &e[1], &err), err));
+        EXPECT_TRUE(qe_test::same_bits(logits(e[1], ids, 1024), logits(e[0], ids, 1024))) << scheme;
+        for (auto *x : e) EXPECT_EQ(qe_engine_destroy(x), QE_OK);
+        EXPECT_EQ(access((run.out + ".report.json").c_str(), R_OK), 0);
+    }
+}
+
+TEST(Flow, ShardsAndRules) {
+    TempFolder folder;
+    auto d = device();
+    auto source = model(tiny);
+    Job run;
+    run.recipe = R"({"scheme": "w4a16-g128", "rules": [{"match": "*.layers.0.*", "scheme": "w8a8"}, {"match": "re:.*o_proj$", "scheme": "f16"},
+                     {"match": "lm_head", "scheme": "w8a16-g128"}]})";
+    run.out = folder.file("m");
+    run.shard = 600000;
+    ASSERT_TRUE(is_ok(run.go(d.get(), source.get()), run.err));
+    EXPECT_EQ(run.plan.linears, 28 - 3 + 1);     /* o_proj of layer 0 is w8a8 by the first rule */
+    EXPECT_EQ(access((run.out + "/model.safetensors.index.json").c_str(), R_OK), 0);
+    auto written = model(run.out);
+    qe_error err{};
+    const struct { const char *name, *scheme; } expected[] = {
+        {"model.layers.0.self_attn.o_proj.weight", "int8:channel:f32"}, {"model.layers.1.self_attn.o_proj.weight", "f16"},
+        {"model.layers.2.mlp.up_proj.weight", "int4:g128:f16"}, {"lm_head.weight", "int8:g128:f16"}, {"model.embed_tokens.weight", "f16"}};
+    for (const auto &x : expected) {
+        qe_tensor_info info;
+        char text[96];
+        ASSERT_EQ(qe_model_get_tensor(written.get(), qe_model_find_tensor(written.get(), x.name), &info, &err), QE_OK) << x.name;
+        qe_quant_name(&info.quant, text, sizeof text);
+        EXPECT_STREQ(text, x.scheme) << x.name;
+    }
+    auto ids = ids_of(source.get(), "In the beginning", 16);
+    auto a = engine(d.get(), source.get(), run.recipe.c_str()), b = engine(d.get(), written.get());
+    EXPECT_TRUE(qe_test::same_bits(logits(b.get(), ids, 1024), logits(a.get(), ids, 1024)));
+}
+
+TEST(Flow, StoppedAnywhereAndResumedToTheSameBytes) {
+    for (const char *format : {"compressed-tensors", "gguf"}) {
+        TempFolder folder;
+        auto d = device();
+        auto source = model(tiny);
+        Job whole;
+        whole.recipe = "q4_0";
+        whole.format = format;
+        whole.out = folder.file("whole");
+        if (std::string(format) != "gguf") whole.recipe = "w4a16-g128";
+        ASSERT_TRUE(is_ok(whole.go(d.get(), source.get()), whole.err));
+        auto expected = contents(whole.out);
+        int64_t steps = whole.calls, resumed = 0;
+        ASSERT_GT(steps, 20);
+        for (int64_t stop = 0; stop < steps; stop += 5) {
+            Job first = whole;
+            first.out = folder.file("s" + std::to_string(stop));
+            first.stop_after = stop;
+            EXPECT_TRUE(has_status(first.go(d.get(), source.get()), QE_E_CANCELLED, first.err));
+            EXPECT_NE(access(first.out.c_str(), F_OK), 0);
+            Job again = first;
+            again.stop_after = -1;
+            again.flags = QE_QUANTIZE_RESUME;
+            ASSERT_TRUE(is_ok(again.go(d.get(), source.get()), again.err)) << stop;
+            EXPECT_EQ(again.layers, 28);
+            resumed += again.resumed;
+            EXPECT_EQ(contents(again.out), expected) << "stopped at step " << stop;
+        }
+        EXPECT_GT(resumed, 0) << "no run went on from what was there";
+    }
+}
+
+TEST(Flow, Refusals) {
+    TempFolder folder;
+    auto d = device();
+    auto source = model(tiny);
+    folder.write("there", "x");
+    const struct { const char *name, *recipe, *method, *format, *out; qe_status expected; } bad[] = {
+        {"scheme", "w5a17", "", "", "a", QE_E_ARGUMENT},
+        {"descriptor", "int4:g7:f16:q=9", "", "", "a", QE_E_ARGUMENT},
+        {"method", "w4a16-g128", "magic", "", "a", QE_E_ARGUMENT},
+        {"two_methods", "w4a16-g128", "rtn+gptq", "", "a", QE_E_ARGUMENT},
+        {"smooth_and_rotate", "w4a16-g128", "awq+rotate+rtn", "", "a", QE_E_ARGUMENT},
+        {"format", "w4a16-g128", "", "onnx", "a", QE_E_ARGUMENT},
+        {"format_cannot", "nf4:g64:f32", "", "gptq", "a", QE_E_UNSUPPORTED},
+        {"gguf_cannot", "w4a16-g128", "", "gguf", "a", QE_E_UNSUPPORTED},
+        {"out_there", "w4a16-g128", "", "", "there", QE_E_STATE},
+        {"no_folder", "w4a16-g128", "", "", "none/a", QE_E_IO},
+        {"no_calibration", "w4a16-g128", "gptq", "", "a", QE_E_VALUE},
+        {"nothing", "f16", "", "", "a", QE_E_ARGUMENT},
+        {"json", "{\"scheme\": ", "", "", "a", QE_E_JSON},
+        {"json_member", R"({"scheme": "w8a8", "colour": 1})", "", "", "a", QE_E_ARGUMENT},
+        {"json_no_scheme", "{}", "", "", "a", QE_E_MISSING},
+        {"json_rules", R"({"scheme": "w8a8", "rules": 3})", "", "", "a", QE_E_TYPE},
+        {"json_pattern", R"({"scheme": "w8a8", "rules": [{"match": "re:(", "scheme": "f16"}]})", "", "", "a", QE_E_REGEX},
+    };
+    for (const auto &b : bad) {
+        Job run;
+        run.recipe = b.recipe, run.method = b.method, run.format = b.format;
+        run.out = folder.file(b.out);
+        EXPECT_TRUE(has_status(run.go(d.get(), source.get()), b.expected, run.err)) << b.name;
+        EXPECT_NE(std::string(run.err.message), "") << b.name;
+        EXPECT_NE(access(folder.file("a").c_str(), F_OK), 0);
+        EXPECT_NE(access(folder.file("a.partial").c_str(), F_OK), 0) << b.name;
+    }
+    /* A checkpoint that is quantized already. */
+    Job once;
+    once.recipe = "w4a16-g128";
+    once.out = folder.file("q");
+    ASSERT_TRUE(is_ok(once.go(d.get(), source.get()), once.err));
+    auto quantized = model(once.out);
+    Job twice = once;
+    twice.out = folder.file("a");
+    EXPECT_TRUE(has_status(twice.go(d.get(), quantized.get()), QE_E_UNSUPPORTED, twice.err));
+}
+
+/* One NaN in a weight: the message names the tensor, and nothing is left that looks like a result. */
+TEST(Flow, NanInAWeight) {
+    TempFolder folder;
+    for (const char *name : {"config.json", "tokenizer.json", "tokenizer_config.json"}) {
+        std::string text = qe_test::read_file(tiny + "/" + name);
+        folder.write(name, text);
+    }
+    std::string bytes = qe_test::read_file(tiny + "/model.safetensors");
+    uint64_t header;
+    memcpy(&header, bytes.data(), 8);
+    const uint16_t nan = 0x7e00;
+    memcpy(&bytes[8 + header + 3606528 + 2 * 777], &nan, 2);
+    folder.write("model.safetensors", bytes);
+    auto d = device();
+    auto source = model(folder.path());
+    Job run;
+    run.recipe = "w4a16-g128";
+    run.out = folder.file("out");
+    EXPECT_TRUE(has_status(run.go(d.get(), source.get()), QE_E_VALUE, run.err));
+    EXPECT_NE(std::string(run.err.message).find("model.layers.1.mlp."), std::string::npos) << run.err.message;
+    EXPECT_NE(access(run.out.c_str(), F_OK), 0);
+}
+
+TEST(Flow, PlanSaysWhatIsWritten) {
+    TempFolder folder;
+    auto d = device();
+    auto source = model(tiny);
+    Job run;
+    run.recipe = "w4a16-g128";
+    run.out = folder.file("m");
+    run.flags = QE_QUANTIZE_PLAN_ONLY;
+    ASSERT_TRUE(is_ok(run.go(d.get(), source.get()), run.err));
+    EXPECT_NE(access(run.out.c_str(), F_OK), 0);
+    EXPECT_EQ(run.layers, 28);
+    EXPECT_DOUBLE_EQ(run.plan.bits_per_weight, 4.125);
+    EXPECT_EQ(run.plan.weights, 3145728u);
+    run.flags = 0;
+    uint64_t planned = run.plan.file_bytes;
+    ASSERT_TRUE(is_ok(run.go(d.get(), source.get()), run.err));
+    double real = (double)qe_test::read_file(run.out + "/model.safetensors").size();
+    EXPECT_NEAR(real / (double)planned, 1.0, 0.02);
+}
+
+TEST(Quality, OfAModelAndItself) {
+    auto d = device();
+    auto source = model(tiny);
+    auto a = engine(d.get(), source.get()), b = engine(d.get(), source.get()), c = engine(d.get(), source.get(), "w4a16-g128");
+    auto ids = ids_of(source.get(), qe_test::read_file(QE_TEST_DATA "/heldout.txt"), 700);
+    qe_error err{};
+    qe_quality same, other;
+    ASSERT_TRUE(is_ok(qe_quality_measure(a.get(), b.get(), ids.data(), (int64_t)ids.size(), 0, nullptr, nullptr, &same, &err), err));
+    EXPECT_EQ(same.kl_max, 0);
+    EXPECT_EQ(same.top1_agreement, 1);
+    EXPECT_EQ(same.perplexity, same.perplexity_reference);
+    EXPECT_EQ(same.tokens, (int64_t)ids.size() - 2);     /* two windows */
+    ASSERT_TRUE(is_ok(qe_quality_measure(a.get(), c.get(), ids.data(), (int64_t)ids.size(), 0, nullptr, nullptr, &other, &err), err));
+    EXPECT_GT(other.kl_mean, 0);
+    EXPECT_GE(other.kl_max, other.kl_p99);
+    EXPECT_LT(other.top1_agreement, 1);
+    EXPECT_TRUE(has_status(qe_quality_measure(a.get(), b.get(), ids.data(), 1, 0, nullptr, nullptr, &same, &err), QE_E_ARGUMENT, err));
+}
+
+}  // namespace
