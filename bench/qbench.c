@@ -10,12 +10,9 @@ static const char usage[] =
     "       qbench gemm  [--backend auto|cpu|cuda|ref] [--scheme LIST] [--shape NAME|NxK] [--m LIST] [--group G]\n"
     "                    [--baseline openblas-f32|cublaslt-f16|none] [--threads T] [--rounds R] [--check] [--warm]\n"
     "       qbench model -m PATH [--prompt 512] [--gen 128] [--batch LIST] [--threads T] [--backend ...]\n"
-    "                    [--quantize RECIPE]
-"
-    "       qbench [gemm ...] --explain [--gpu a100|l40s|h100|h200|b200]   why each layout and kernel was chosen or refused,
-"
-    "                    here, or on a GPU that need not be here
-"
+    "                    [--quantize RECIPE]\n"
+    "       qbench [gemm ...] --explain [--gpu a100|l40s|h100|h200|b200]   why each layout and kernel was chosen or refused,\n"
+    "                    here, or on a GPU that need not be here\n"
     "results: a table on stdout; --json FILE (one object per line), --csv FILE, --md FILE; --commit TEXT is recorded\n";
 
 static int bad(const char *what, const char *value) {
