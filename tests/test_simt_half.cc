@@ -43,4 +43,17 @@ TEST(SimtHalf, FmaRoundsOnce) {
     EXPECT_EQ(__half2float(__hfma(a, a, c)), 0x1p-20f);
     EXPECT_EQ(__half2float(__hadd(__hmul(a, a), c)), 0.0f);
 }
+TEST(SimtHalf, BfloatDifferenceRoundsOnce) {
+    auto value = [](float v) { return __float2bfloat16_rn(v); };
+    for (int c = 0; c < 256; c++)
+        for (int z = 0; z < 256; z++) // integers of eight bits: exact
+            ASSERT_EQ(__bfloat162float(__hsub(value(float(c)), value(float(z)))), float(c - z));
+    // 1 - 2^-9 lies between 1 - 2^-8 and 1: a tie, to even; less a little more it is no tie, which fp32 would hide.
+    EXPECT_EQ(__bfloat162float(__hsub(value(1.0f), value(0x1p-9f))), 1.0f);
+    EXPECT_EQ(__bfloat162float(__hsub(value(1.0f), value(0x1.02p-9f))), 1.0f - 0x1p-8f);
+    EXPECT_EQ(__bfloat162float(__hsub(value(1.0f), value(-0x1p-40f))), 1.0f);
+    const __nv_bfloat162 d = __hsub2(__halves2bfloat162(value(3), value(5)), __halves2bfloat162(value(1), value(7)));
+    EXPECT_EQ(__bfloat162float(d.x), 2.0f);
+    EXPECT_EQ(__bfloat162float(d.y), -2.0f);
+}
 } // namespace

@@ -112,9 +112,11 @@ PTX_FN int32_t plus(int32_t a, int32_t b) {
 PTX_FN float plus(float a, float b) {
     return qe_add(a, b);
 }
+// Static, so that each file launches its own copy: files for sm_90a hold no code for other devices, and host stubs of
+// equal names would be merged by the linker.
 constexpr int kReduceThreads = 128;
 template <class T>
-__global__ void __launch_bounds__(kReduceThreads)
+static __global__ void __launch_bounds__(kReduceThreads)
     reduce(const T *sums, int splits, int64_t tokens, int64_t ld, const __grid_constant__ Output output) {
     const int64_t n = (int64_t(blockIdx.x) * kReduceThreads + threadIdx.x) * 4, m = blockIdx.y;
     if (n >= output.out.n) return;
@@ -131,7 +133,7 @@ inline int64_t partial_ld(int64_t n) {
     return (n + 127) / 128 * 128;
 }
 template <class T>
-qe_status launch_reduce(const qk_plan *plan, const qk_gemm_args *args, const Output &output, const qk_queue *queue,
+static qe_status launch_reduce(const qk_plan *plan, const qk_gemm_args *args, const Output &output, const qk_queue *queue,
                         const char *name, qe_error *err) {
     const int64_t n = args->w->shape.n;
     const dim3 grid(uint32_t((n + 4 * kReduceThreads - 1) / (4 * kReduceThreads)), uint32_t(args->x.m));
