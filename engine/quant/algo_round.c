@@ -228,7 +228,7 @@ static qe_status read_options(const qe_round_options *given, qe_round_options *o
     if (o->damping == 0.0f) o->damping = 0.01f;
     if (!o->iterations) o->iterations = o->method == QE_METHOD_KMEANS ? 50 : 1000;
     if (o->learning_rate == 0.0f) o->learning_rate = 0.01f;
-    if (o->regularizer == 0.0f) o->regularizer = 0.01f;
+    if (o->regularizer == 0.0f) o->regularizer = 100.0f;
     if (!o->batch_rows) o->batch_rows = 32;
     return QE_OK;
 }

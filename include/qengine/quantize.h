@@ -153,7 +153,7 @@ typedef struct qe_round_options {
     float            damping;          /* GPTQ: added to the diagonal, relative to its mean; 0: 0.01 */
     int32_t          iterations;       /* ADAROUND: steps, 0: 1000; KMEANS: 0: 50 */
     float            learning_rate;    /* ADAROUND; 0: 0.01 */
-    float            regularizer;      /* ADAROUND: weight of 1 - |2h - 1|^beta relative to the layer error; 0: 0.01 */
+    float            regularizer;      /* ADAROUND: of 1 - |2h - 1|^beta, beside k times the error over RTN's; 0: 100 */
     int32_t          batch_rows;       /* ADAROUND: rows of x per step; 0: 32 */
     int32_t          exact;            /* KMEANS: 1: exact by dynamic programming where a table sees <= 65536 values */
     uint64_t         seed;
