@@ -143,7 +143,7 @@ static void table_block(const qe_rounder *r, const qe_grid *g, const float *x, i
     for (int i = 0; i < n; i++) at[i] = nearest_of(r, at[i], u[i]);
 }
 
-/* n: a multiple of 8. */
+/* n: a multiple of 8; codes may be NULL. */
 static void round_block(const qe_rounder *r, const qe_grid *grid, const float *x, int n, uint8_t *codes,
                         float *values) {
     const qe_grid g = *grid;
@@ -152,15 +152,15 @@ static void round_block(const qe_rounder *r, const qe_grid *grid, const float *x
         float u[BLOCK];
         table_block(r, &g, x, n, at, u);
         for (int i = 0; i < n; i++) {
-            codes[i] = r->code[at[i]];
             values[i] = qe_mul(g.scale, r->sorted[at[i]]);
+            if (codes) codes[i] = r->code[at[i]];
         }
         return;
     }
     float c[BLOCK];
     for (int i = 0; i < n; i++) c[i] = integer_of(&g, x[i]);
     for (int i = 0; i < n; i++) values[i] = integer_value(&g, c[i]);
-    for (int i = 0; i < n; i++) codes[i] = (uint8_t)(int)(c[i] + g.offset);
+    for (int i = 0; codes && i < n; i++) codes[i] = (uint8_t)(int)(c[i] + g.offset);
 }
 
 /* Copy, filled up with zeros to a multiple of 8. */
@@ -187,10 +187,9 @@ double qe_round_error(const qe_rounder *r, const qe_grid *g, const float *x, con
     double sum = 0.0;
     for (int64_t at = 0; at < count; at += BLOCK) {
         float in[BLOCK], out[BLOCK], lanes[8] = {0};
-        uint8_t code[BLOCK];
         int64_t length = count - at < BLOCK ? count - at : BLOCK;
         int n = fill_block(in, x + at, length);
-        round_block(r, g, in, n, code, out);
+        round_block(r, g, in, n, NULL, out);
         for (int i = 0; i < n; i++) {
             float d = qe_sub(in[i], out[i]);
             out[i] = i < length ? qe_mul(d, d) : 0.0f;
