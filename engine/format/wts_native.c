@@ -266,6 +266,8 @@ qe_status qe_native_bind(qe_packed_list *list, qe_error *err) {
         return qe_error_at(err, QE_E_VERSION, list->where, -1, "quantization_config.version is %lld, read is 1",
                            (long long)version);
     QE_TRY(qe_json_object(list->config, "weights", &weights, err));
-    json_object_foreach(weights, module, entry) QE_TRY(bind_module(list, module, entry, err));
+    const qe_store *store = list->store;
+    json_object_foreach(weights, module, entry)
+        if (!store->only || store->only(store->only_ctx, module)) QE_TRY(bind_module(list, module, entry, err));
     return qe_packed_leftovers(list, parts, "entry in quantization_config", err);
 }

@@ -263,7 +263,8 @@ static bool needs_inputs(const qe_job *job, int64_t layer) {
     for (int64_t i = 0; i < job->count; i++) {
         const qe_decision *d = &job->items[i].decision;
         if (job->items[i].layer == layer && job->items[i].linear &&
-            (qe_method_needs(d->method) || d->smooth || d->act.mode == QE_ACT_STATIC))
+            (qe_method_needs(d->method) || d->smooth || d->act.mode == QE_ACT_STATIC ||
+             (d->method == QE_METHOD_KMEANS && job->o->calibration)))
             return true;
     }
     return false;
@@ -280,7 +281,7 @@ static qe_status make_layer(qe_job *job, int64_t layer, qe_error *err) {
         if (!status) status = run_stream(job, layer, &tap, false, err);
         qe_window_release(job->window, layer);
     }
-    if (!status) status = qe_round_layer(job, layer, &statistics, err);
+    if (!status) status = qe_round_layer(job, layer, statistics.job ? &statistics : NULL, err);
     qe_statistics_end(&statistics);
     for (int64_t i = 0; i < job->count && !status; i++)
         if (job->items[i].layer == layer && !job->items[i].linear) status = qe_job_copy(job, &job->items[i], err);

@@ -163,7 +163,8 @@ static void add_sizes(qe_job *job) {
         bits += b * (double)elements;
         largest = elements > largest ? elements : largest;
         job->calibrates |= qe_method_needs(item->decision.method) || item->decision.smooth ||
-                           item->decision.act.mode == QE_ACT_STATIC;
+                           item->decision.act.mode == QE_ACT_STATIC ||
+                           (item->decision.method == QE_METHOD_KMEANS && job->o->calibration);
     }
     if (p->weights) p->bits_per_weight = bits / (double)p->weights;
     p->memory_bytes = 12 * largest + (8u << 20);

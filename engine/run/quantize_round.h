@@ -6,7 +6,8 @@
 /* Of the four inputs of a layer (qe_tap): only what its methods ask for. */
 enum { QE_INPUTS = 4 };
 typedef struct qe_input_statistics {
-    int64_t      k, tokens;
+    int64_t      k, tokens, seen;       /* tokens: in the statistics; seen: shown, sampled or not */
+    int32_t      rotate;                /* block of a Hadamard rotation before everything; 0: none */
     double      *hessian;           /* [k][k] lower triangle; NULL: not asked for */
     float       *absmax;
     double      *sum_abs;
@@ -17,7 +18,8 @@ typedef struct qe_input_statistics {
 typedef struct qe_statistics {
     qe_job             *job;
     qe_input_statistics input[QE_INPUTS];
-    qe_executor         executor;
+    float              *rotated;        /* rows of one piece */
+    size_t              rotated_room;
 } qe_statistics;
 
 qe_status qe_statistics_start(qe_statistics *s, qe_job *job, int64_t layer, qe_error *err);
@@ -26,7 +28,7 @@ qe_status qe_statistics_input(void *statistics, int64_t layer, int32_t group, co
 void      qe_statistics_end(qe_statistics *s);
 
 /* Every linear of a layer (below 0: those of none) that is not done: rounded, written, reported. */
-qe_status qe_round_layer(qe_job *job, int64_t layer, const qe_statistics *statistics, qe_error *err);
+qe_status qe_round_layer(qe_job *job, int64_t layer, qe_statistics *statistics, qe_error *err);
 /* Tells the caller of linears an earlier run made. */
 qe_status qe_round_resumed(qe_job *job, int64_t layer, qe_error *err);
 /* Which input a linear reads; -1: none of the four. */
