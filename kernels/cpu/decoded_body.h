@@ -27,8 +27,8 @@ INLINE vf code_vector(const decoded_block *b, const int code, const int bits, in
 INLINE void decode_block(const decoded_block *b, const int code, const int bits, const int plain, const int offset,
                          float *out) {
     vf s[DECODED_VECTORS], z[DECODED_VECTORS], o[DECODED_VECTORS];
-#pragma GCC unroll 4
-    for (int v = 0; v < DECODED_VECTORS && !plain; v++) {
+    for (int v = 0; v < DECODED_VECTORS; v++) {
+        if (plain) break;
         s[v] = vf_load(b->scale + v * V_LANES);
         z[v] = vf_load(b->zero + v * V_LANES);
         if (offset) o[v] = vf_load(b->offset + v * V_LANES);
