@@ -88,7 +88,11 @@ void LoadDecoded(Loaded &l, uint32_t isa, int threads, const Tensor &t, const qe
 }
 
 TEST_P(CpuDecoded, EqualsReference) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    const struct { int64_t n, k; } shapes[] = {{1, 1}, {33, 70}, {40, 640}};   // the largest alone is six times the rest
+#else
     const struct { int64_t n, k; } shapes[] = {{1, 1}, {33, 70}, {40, 640}, {70, 2304}};
+#endif
     int64_t cases = 0;
     std::mt19937 rng(1);
     for (auto shape : shapes)
