@@ -9,13 +9,6 @@
 #include <qengine/num.h>
 #include "qk.h"
 
-struct Format {
-    const char *name;
-    qe_quant quant;
-    std::vector<int> act_groups;
-    bool panel;
-};
-
 inline qe_quant Quant(int bits, qe_num scale, int group, int zero) {
     qe_quant q = {};
     q.code = QE_CODE_INT, q.bits = bits, q.scale = scale, q.group_n = 1, q.group_k = group, q.zero_const = zero;
@@ -158,7 +151,14 @@ inline void Load(Loaded &l, int backend, uint32_t isa, int threads, const Tensor
     l.w.shape = s, l.w.blob = blob, l.w.blob_bytes = band * bands;
 }
 
-inline std::vector<float> RunLinear(const Loaded &l, const std::vector<float> &x, int64_t m, bool parallel) {
+struct Epilogue {
+    int32_t act = QK_ACT_NONE, y_type = QE_CODE_F32;
+    bool bias = false, gated = false, residual = false;
+};
+
+// y as stored: [m][n] (n / 2 when gated) of the epilogue's type, as floats.
+inline std::vector<float> RunLinear(const Loaded &l, const std::vector<float> &x, int64_t m, bool parallel,
+                                    const Epilogue &e = {}) {
     qe_error err = {};
     const qk_backend *backend = qk_backend_of(l.device.backend);
     qk_queue queue = {};
@@ -172,16 +172,36 @@ inline std::vector<float> RunLinear(const Loaded &l, const std::vector<float> &x
     p.x = x.data(), p.ldx = l.w.shape.k, p.x_type = QE_CODE_F32, p.next = &l.w, p.out = &q;
     EXPECT_EQ(backend->ops.prepare(&p, &queue, &err), QE_OK) << err.message;
     qk_gemm g = {};
-    g.w = l.w.shape, g.x = q.quant, g.m = m, g.y_type = QE_CODE_F32;
+    g.w = l.w.shape, g.x = q.quant, g.m = m, g.y_type = e.y_type, g.act = e.act;
+    g.flags = (e.bias ? QK_GEMM_BIAS : 0) | (e.gated ? QK_GEMM_GATED : 0) | (e.residual ? QK_GEMM_RESIDUAL : 0);
     qk_plan plan;
     EXPECT_EQ(qk_gemm_plan(&l.device, &g, &plan, nullptr, nullptr, &err), QE_OK) << err.message;
-    std::vector<float> y(m * l.w.shape.n + 1, 12345.0f);
+    const int64_t n = l.w.shape.n, width = e.gated ? n / 2 : n, ld = width + 3; // 3 columns that must stay
+    std::vector<float> bias(n), residual(m * ld), y(m * ld, 12345.0f), out;
+    std::mt19937 rng(9);
+    std::normal_distribution<float> normal;
+    for (auto &v : bias) v = normal(rng);
+    for (auto &v : residual) v = normal(rng);
+    auto narrow = [&](float v) { return e.y_type == QE_CODE_F16 ? qe_f32_to_f16(v) : qe_f32_to_bf16(v); };
+    auto widen = [&](uint16_t v) { return e.y_type == QE_CODE_F16 ? qe_f16_to_f32(v) : qe_bf16_to_f32(v); };
+    std::vector<uint16_t> y16(m * ld, 0x1234), residual16;
+    for (float v : residual) residual16.push_back(narrow(v));
+    bool wide = e.y_type == QE_CODE_F32;
     qk_gemm_args a = {};
-    a.w = &l.w, a.x = q, a.y = y.data(), a.ldy = l.w.shape.n, a.workspace = Aligned(work, plan.workspace_bytes);
+    a.w = &l.w, a.x = q, a.y = wide ? static_cast<void *>(y.data()) : y16.data(), a.ldy = ld;
+    if (e.bias) a.bias = bias.data();
+    if (e.residual) a.residual = wide ? static_cast<const void *>(residual.data()) : residual16.data(), a.ldr = ld;
+    a.workspace = Aligned(work, plan.workspace_bytes);
     EXPECT_EQ(qk_gemm_run(&plan, &a, &queue, &err), QE_OK) << err.message;
-    EXPECT_EQ(y.back(), 12345.0f);
-    y.pop_back();
-    return y;
+    for (int64_t r = 0; r < m; r++)
+        for (int64_t c = 0; c < ld; c++) {
+            if (c < width)
+                out.push_back(wide ? y[r * ld + c] : widen(y16[r * ld + c]));
+            else
+                EXPECT_TRUE(wide ? y[r * ld + c] == 12345.0f : y16[r * ld + c] == 0x1234)
+                    << "column " << c << " written";
+        }
+    return out;
 }
 
 inline std::vector<float> MakeX(int64_t m, int64_t k, std::mt19937 &rng) {
@@ -205,8 +225,14 @@ inline int64_t Different(const std::vector<float> &a, const std::vector<float> &
     return bad;
 }
 
+// What this program tests: every ISA of the machine; or, built over the software model, AVX-512 alone.
 inline std::vector<uint32_t> Isas() {
     qk_device d = {};
+#ifdef QE_AVX512_MODEL
+    qk_backend_of(QK_CPU)->describe(0, &d, nullptr);
+    if (!(d.isa & QK_ISA_AVX2)) return {}; // the model is compiled for AVX2
+    return {QK_ISA_AVX2 | QK_ISA_AVX512 | QK_ISA_VNNI512};
+#endif
     qk_backend_of(QK_CPU)->describe(0, &d, nullptr);
     std::vector<uint32_t> isas = {0};
     if (d.isa & QK_ISA_AVX2) isas.push_back(QK_ISA_AVX2);

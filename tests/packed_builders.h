@@ -204,4 +204,16 @@ inline std::vector<float> values(const qe_store *store, const std::string &name,
     return out;
 }
 
+/* Every value of a tensor read `step` rows at a time is the formula's, bit for bit. */
+inline void expect_values(const Opened &o, const std::string &name, const Weight &w, int64_t step) {
+    qe_error err{};
+    qe_status status;
+    auto got = values(o.store, name, step, &err, &status);
+    ASSERT_TRUE(qe_test::is_ok(status, err));
+    std::vector<float> expected;
+    for (int64_t n = 0; n < w.n; n++)
+        for (int64_t k = 0; k < w.k; k++) expected.push_back(w.value(n, k));
+    EXPECT_TRUE(qe_test::same_bits(got, expected));
+}
+
 }  // namespace packed

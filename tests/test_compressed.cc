@@ -17,17 +17,6 @@ std::string int_weights(int bits, bool symmetric, int64_t group, const std::stri
            R"(,"strategy":")" + (group > 0 ? "group\",\"group_size\":" + std::to_string(group) : "channel\"") + more + "}";
 }
 
-void expect_values(const Opened &o, const std::string &name, const Weight &w, int64_t step) {
-    qe_error err{};
-    qe_status status;
-    auto got = values(o.store, name, step, &err, &status);
-    ASSERT_TRUE(is_ok(status, err));
-    std::vector<float> expected;
-    for (int64_t n = 0; n < w.n; n++)
-        for (int64_t k = 0; k < w.k; k++) expected.push_back(w.value(n, k));
-    EXPECT_TRUE(qe_test::same_bits(got, expected));
-}
-
 TEST(Compressed, PackedValuesByTheFormula) {
     qe_test::Random r(1);
     int cases = 0;

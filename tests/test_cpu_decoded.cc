@@ -114,6 +114,7 @@ TEST_P(CpuDecoded, EqualsReference) {
             }
         }
     printf("%s: %lld cases\n", GetParam(), static_cast<long long>(cases));
+    if (Isas().empty()) GTEST_SKIP() << "no instruction set of this program on this machine";
     ASSERT_GT(cases, 0);
 }
 
@@ -155,7 +156,8 @@ TEST(CpuDecodedRows, EveryHeightAndSweep) {
             ASSERT_EQ(Different(y, std::vector<float>(all.begin(), all.begin() + m * n)), 0) << m << " isa " << isa;
         }
     }
-    EXPECT_GE(cases, 140);
+    if (Isas().empty()) GTEST_SKIP() << "no instruction set of this program on this machine";
+    EXPECT_EQ(cases, int64_t(70 * Isas().size()));
 }
 
 INSTANTIATE_TEST_SUITE_P(Schemes, CpuDecoded, testing::ValuesIn(kSchemes));

@@ -15,17 +15,6 @@ std::string gptq_settings(int bits, int64_t group, bool symmetric, bool act_orde
 }
 const char awq_settings[] = R"({"quant_method":"awq","bits":4,"group_size":32,"zero_point":true,"version":"gemm"})";
 
-void expect_values(const Opened &o, const std::string &name, const Weight &w, int64_t step) {
-    qe_error err{};
-    qe_status status;
-    auto got = values(o.store, name, step, &err, &status);
-    ASSERT_TRUE(is_ok(status, err));
-    std::vector<float> expected;
-    for (int64_t n = 0; n < w.n; n++)
-        for (int64_t k = 0; k < w.k; k++) expected.push_back(w.value(n, k));
-    EXPECT_TRUE(qe_test::same_bits(got, expected));
-}
-
 TEST(Gptq, EveryValueByTheFormula) {
     qe_test::Random r(1);
     int cases = 0;

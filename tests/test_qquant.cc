@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "program_rig.h"
 #include "quantize_rig.h"
 
 namespace {
@@ -11,26 +12,10 @@ namespace {
 using quantize_rig::contents;
 const std::string program = QE_TEST_BIN "/qquant", tiny = quantize_rig::tiny;
 
-struct Result {
-    int code;
-    std::string out, err;
-};
-
+using program_rig::Result;
+using program_rig::wait_for;
 pid_t start(const std::vector<std::string> &args, const std::string &out, const std::string &err) {
-    pid_t pid = fork();
-    if (pid) return pid;
-    std::vector<char *> argv = {(char *)program.c_str()};
-    for (auto &a : args) argv.push_back((char *)a.c_str());
-    argv.push_back(nullptr);
-    int o = open(out.c_str(), O_CREAT | O_WRONLY | O_TRUNC, 0600), e = open(err.c_str(), O_CREAT | O_WRONLY | O_TRUNC, 0600);
-    if (o < 0 || e < 0 || dup2(o, 1) < 0 || dup2(e, 2) < 0) _exit(99);
-    execv(argv[0], argv.data());
-    _exit(98);
-}
-int wait_for(pid_t pid) {
-    int status = 0;
-    waitpid(pid, &status, 0);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 256 + WTERMSIG(status);
+    return program_rig::start(program, args, out, err);
 }
 size_t lines(const std::string &text) { return (size_t)std::count(text.begin(), text.end(), '\n'); }
 

@@ -7,33 +7,17 @@
 #include <chrono>
 #include <thread>
 
+#include "program_rig.h"
 #include "support.h"
 
 namespace {
 
 const std::string program = QE_TEST_BIN "/qrun", model = QE_TEST_DATA "/tiny-llama";
 
-struct Result {
-    int code;                     /* exit code; 256 + signal when killed */
-    std::string out, err;
-};
-
+using program_rig::Result;
+using program_rig::wait_for;
 pid_t start(const std::vector<std::string> &args, const std::string &out, const std::string &err) {
-    pid_t pid = fork();
-    if (pid) return pid;
-    std::vector<char *> argv = {(char *)program.c_str()};
-    for (auto &a : args) argv.push_back((char *)a.c_str());
-    argv.push_back(nullptr);
-    int o = open(out.c_str(), O_CREAT | O_WRONLY | O_TRUNC, 0600), e = open(err.c_str(), O_CREAT | O_WRONLY | O_TRUNC, 0600);
-    if (o < 0 || e < 0 || dup2(o, 1) < 0 || dup2(e, 2) < 0) _exit(99);
-    execv(argv[0], argv.data());
-    _exit(98);
-}
-
-int wait_for(pid_t pid) {
-    int status = 0;
-    waitpid(pid, &status, 0);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 256 + WTERMSIG(status);
+    return program_rig::start(program, args, out, err);
 }
 
 class Qrun : public testing::Test {
