@@ -4,7 +4,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <chrono>
+#include <ctime>
 #include <cstdio>
 
 #include "support.h"
@@ -24,6 +24,13 @@ struct Case {
 
 int checked = 0;
 
+/* Refusing takes bounded work: processor time, since the wall clock of a busy machine says nothing of it. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr double processor_seconds = 10;
+#else
+constexpr double processor_seconds = 1;
+#endif
+
 void run(const std::vector<Case> &cases, const char *file, const std::string &good) {
     qe_test::TempFolder folder;
     for (const auto &c : cases) {
@@ -31,16 +38,16 @@ void run(const std::vector<Case> &cases, const char *file, const std::string &go
         for (int from_file = 0; from_file < 2; from_file++) {
             qe_store *store = reinterpret_cast<qe_store *>(1);
             qe_error err{};
-            auto start = std::chrono::steady_clock::now();
+            std::clock_t start = std::clock();
             qe_status got;
             if (from_file)
                 got = qe_store_open(folder.write(file, c.bytes).c_str(), 0, nullptr, &store, &err);
             else
                 got = open_store(c.bytes, file, 0, &store, &err);
-            auto took = std::chrono::steady_clock::now() - start;
+            double took = double(std::clock() - start) / CLOCKS_PER_SEC;
             EXPECT_STREQ(qe_status_name(got), qe_status_name(c.want))
                 << "from file: " << from_file << ": " << err.message;
-            EXPECT_LT(std::chrono::duration<double>(took).count(), 1.0);
+            EXPECT_LT(took, processor_seconds);
             if (got) {
                 EXPECT_EQ(store, nullptr);
                 EXPECT_EQ(err.status, got);

@@ -110,7 +110,7 @@ TEST_F(Qquant, KilledAndResumed) {
             Result r = run(resume);
             ASSERT_EQ(r.code, 0) << r.err;
         }
-        EXPECT_EQ(contents(args.back()), expected) << "killed after " << 15 * i << " ms";
+        EXPECT_TRUE(contents(args.back()) == expected) << "other bytes, killed after " << 15 * i << " ms";
     }
     printf("%d of 8 runs were cut\n", cut);
     EXPECT_GT(cut, 0);

@@ -153,6 +153,24 @@ TEST(Flow, StoppedAnywhereAndResumedToTheSameBytes) {
     }
 }
 
+/* The report of what is finished lies beside it; a run that would silently write a shorter one is refused. */
+TEST(Flow, NotResumedWithoutItsReport) {
+    TempFolder folder;
+    auto d = device();
+    auto source = model(tiny);
+    Job first;
+    first.recipe = "w4a16-g128";
+    first.out = folder.file("out");
+    first.stop_after = 20;
+    EXPECT_TRUE(has_status(first.go(d.get(), source.get()), QE_E_CANCELLED, first.err));
+    folder.write("out.partial/quantization_report.json", "{\"layers\": [");
+    Job again = first;
+    again.stop_after = -1;
+    again.flags = QE_QUANTIZE_RESUME;
+    EXPECT_TRUE(has_status(again.go(d.get(), source.get()), QE_E_MISMATCH, again.err));
+    EXPECT_NE(strstr(again.err.where, "quantization_report.json"), nullptr) << again.err.message;
+}
+
 TEST(Flow, Refusals) {
     TempFolder folder;
     auto d = device();

@@ -96,23 +96,40 @@ qe_status qe_job_save_report(qe_job *job, bool last, qe_error *err) {
     return status;
 }
 
-/* Entries of an earlier run whose linears are done. */
+static json_t *entry_of(const json_t *entries, const char *name) {
+    size_t at;
+    json_t *entry;
+    json_array_foreach(entries, at, entry) {
+        const char *module = json_string_value(json_object_get(entry, "module"));
+        if (module && !strcmp(module, name)) return entry;
+    }
+    return NULL;
+}
+
+/* Entries of an earlier run whose linears are done, in its order. The report is written before they are marked, so that none
+ * is missing unless somebody took it away. */
 qe_status qe_job_load_report(qe_job *job, qe_error *err) {
     char *text = NULL;
-    size_t bytes;
+    size_t bytes, at;
     QE_TRY(qe_out_side_read(job->out, report_name, &text, &bytes, err));
-    json_t *root = text ? json_loadb(text, bytes, 0, NULL) : NULL, *entry;
-    size_t at;
-    json_array_foreach(json_object_get(root, "layers"), at, entry) {
+    json_t *root = text ? json_loadb(text, bytes, 0, NULL) : NULL, *layers = json_object_get(root, "layers"), *entry;
+    qe_status status = QE_OK;
+    json_array_foreach(layers, at, entry) {
         const char *module = json_string_value(json_object_get(entry, "module"));
         for (int64_t i = 0; module && i < job->count; i++) {
             const qe_item *item = &job->items[i];
             if (item->linear && !strcmp(item->name, module) && qe_item_done(job, item)) json_array_append(job->report, entry);
         }
     }
+    for (int64_t i = 0; i < job->count && !status; i++) {
+        const qe_item *item = &job->items[i];
+        if (item->linear && qe_item_done(job, item) && !entry_of(job->report, item->name))
+            status = qe_error_at(err, QE_E_MISMATCH, report_name, -1,
+                                 "has no entry of \"%s\", which is finished: this run cannot be resumed", item->name);
+    }
     json_decref(root);
     free(text);
-    return QE_OK;
+    return status;
 }
 
 json_t *qe_job_notes(const qe_job *job) {
