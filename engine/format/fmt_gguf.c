@@ -220,14 +220,18 @@ static qe_status take_tensor(header *h, qe_store_tensor *t, entry_at *place, qe_
     return take(h, 8, &t->offset, err);
 }
 
+static qe_status cut(const header *h, const qe_store_tensor *t, const entry_at *place, uint64_t start, qe_error *err) {
+    return qe_error_at(err, QE_E_TRUNCATED, h->where, (int64_t)place->entry,
+                       "tensor \"%.*s\" ends at byte %llu, but the file at %llu", (int)place->name_bytes, h->bytes + place->name,
+                       (unsigned long long)(start + t->offset + t->bytes), (unsigned long long)h->file->size);
+}
+
 /* Each tensor starts where the one before ended, rounded up; `expected` runs along. Sums were proven to fit. */
 static qe_status check_place(const header *h, const qe_store_tensor *t, const entry_at *place, uint64_t expected,
-                             uint64_t data_bytes, qe_error *err) {
-    uint64_t end;
+                             uint64_t start, qe_error *err) {
+    uint64_t end, data_bytes = h->file->size - start;
     bool wraps = !qe_check_add(t->offset, t->bytes, &end), inside = !wraps && end <= data_bytes;
-    if (t->offset == expected)
-        return inside ? QE_OK : fail(h, QE_E_TRUNCATED, place->entry, "the file ends inside a tensor; its bytes",
-                                     t->bytes, err);
+    if (t->offset == expected) return inside ? QE_OK : cut(h, t, place, start, err);
     if (t->offset % h->alignment)
         return inside ? fail(h, QE_E_ALIGN, place->entry, "tensor offset is not aligned", t->offset, err)
                       : fail(h, QE_E_OFFSET, place->entry, "tensor offset outside the file", t->offset, err);
@@ -251,7 +255,7 @@ static qe_status place_tensors(header *h, const entry_at *places, qe_error *err)
     uint64_t expected = 0, end = 0;
     for (int64_t i = 0; i < store->tensor_count; i++) {
         qe_store_tensor *t = &store->tensors[i];
-        QE_TRY(check_place(h, t, &places[i], expected, size - start, err));
+        QE_TRY(check_place(h, t, &places[i], expected, start, err));
         end = t->offset + t->bytes;
         qe_check_align(end, h->alignment, &expected);
         t->offset += start;
