@@ -171,7 +171,8 @@ typedef struct qk_gemm_args {
     const float *bias;           /* [n], float outputs */
     const int32_t *bias_q;       /* [n], y_type INT: in units of s_x * s_w, added to the int32 sum */
     const void  *residual; int64_t ldr;      /* y's type, added last */
-    const float *requant;        /* [n] multipliers, rounded once from double; y_type INT only */
+    const float *requant;        /* y_type INT: [n] multipliers, rounded once from double; or else */
+    const int32_t *requant_fixed; /* [n][2] integer multiplier and shift (31..62): no float in the pipeline */
     int32_t      y_zero;
     void        *workspace;      /* plan.workspace_bytes, 256-byte aligned, contents free; one per queue */
 } qk_gemm_args;

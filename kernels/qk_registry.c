@@ -72,6 +72,8 @@ qe_status qk_gemm_run(const qk_plan *plan, const qk_gemm_args *args, const qk_qu
     if (args->x.m == 0) return QE_OK;
     if (!args->x.data || !args->y || (plan->workspace_bytes && !args->workspace))
         return qe_error_set(err, QE_E_ARGUMENT, "x, y or workspace is NULL");
+    if (plan->y_type == QE_CODE_INT && !args->requant == !args->requant_fixed)
+        return qe_error_set(err, QE_E_ARGUMENT, "int8 output needs requant or requant_fixed, and one of them");
     return plan->row->run(plan, args, queue, err);
 }
 

@@ -265,6 +265,10 @@ inline std::vector<char> as_type(const std::vector<float> &v, int type) {
     }
     return out;
 }
+inline bool ends_with(const char *text, const char *end) {
+    const size_t a = std::strlen(text), b = std::strlen(end);
+    return a >= b && !std::strcmp(text + a - b, end);
+}
 inline size_t type_bytes(int type) {
     return type == QE_CODE_F32 ? 4 : 2;
 }

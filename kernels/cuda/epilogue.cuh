@@ -26,6 +26,29 @@ PTX_FN float activate(float v, int act) {
     return v;
 }
 
+// int8 output (quantization.md 7.6) of an int32 sum: one fp32 product, or one integer product, addition and shift.
+struct Requant {
+    const int32_t *bias;
+    const float *multiplier;
+    const int32_t *fixed; // [n][2]
+    int zero;
+
+    PTX_FN int8_t operator()(uint32_t sum, int64_t n) const {
+        const int32_t acc = int32_t(bias ? sum + uint32_t(bias[n]) : sum);
+        int64_t q;
+        if (fixed) {
+            const int shift = fixed[2 * n + 1];
+            q = (int64_t(acc) * fixed[2 * n] + (int64_t(1) << (shift - 1))) >> shift;
+        } else
+            q = qe_rne(qe_clamp(qe_mul(float(acc), multiplier[n]), -1024.0f, 1024.0f));
+        q += zero;
+        return int8_t(q < -128 ? -128 : q > 127 ? 127 : q);
+    }
+};
+inline Requant requant_of(const qk_plan *plan, const qk_gemm_args *a) {
+    return {plan->flags & QK_GEMM_BIAS ? a->bias_q : nullptr, a->requant, a->requant_fixed, a->y_zero};
+}
+
 struct Epilogue {
     void *y;
     int64_t ldy, n;

@@ -15,9 +15,7 @@ struct Args {
     qk_x x;
     int whole_k;
     Epilogue out;
-    const int32_t *bias_q; // int8 output
-    const float *requant;
-    int y_zero;
+    Requant requant; // where out.type is INT
 };
 
 PTX_FN float number(int type, const unsigned char *p, int64_t i) {
@@ -195,9 +193,8 @@ PTX_FN float output(const Args &a, int64_t m, int64_t n) {
 PTX_FN void requantized(const Args &a, int64_t m, int64_t n) {
     const Row w{a, a.rows + n * a.record.bytes};
     float scale;
-    uint32_t sum = uint32_t(dot_whole_k(w, m, &scale)) + (a.bias_q ? uint32_t(a.bias_q[n]) : 0);
-    const int32_t q = qe_rne(qe_clamp(qe_mul(float(int32_t(sum)), a.requant[n]), -1024.0f, 1024.0f)) + a.y_zero;
-    static_cast<int8_t *>(a.out.y)[m * a.out.ldy + n] = int8_t(q < -128 ? -128 : q > 127 ? 127 : q);
+    const uint32_t sum = uint32_t(dot_whole_k(w, m, &scale));
+    static_cast<int8_t *>(a.out.y)[m * a.out.ldy + n] = a.requant(sum, n);
 }
 
 // A thread owns the outputs (m, 2i) and (m, 2i + 1), so that a gate meets its factor.
@@ -206,7 +203,7 @@ __global__ void __launch_bounds__(kColumns *kTokens, 1) gemm(const __grid_consta
     const int64_t m = int64_t(blockIdx.y) * kTokens + threadIdx.x / kColumns;
     if (n >= a.shape.n || m >= a.x.m) return;
     const bool second = n + 1 < a.shape.n;
-    if (a.requant) {
+    if (a.out.type == QE_CODE_INT) {
         requantized(a, m, n);
         if (second) requantized(a, m, n + 1);
         return;
@@ -237,9 +234,7 @@ qe_status run(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *que
     a.x = args->x;
     a.whole_k = w.act.mode != QE_ACT_FLOAT && qk_whole_k(&w.quant, w.facts, &w.act, w.k);
     a.out = epilogue_of(plan, args);
-    const bool int_output = a.out.type == QE_CODE_INT;
-    a.bias_q = int_output && (plan->flags & QK_GEMM_BIAS) ? args->bias_q : nullptr;
-    a.requant = int_output ? args->requant : nullptr, a.y_zero = args->y_zero;
+    if (a.out.type == QE_CODE_INT) a.requant = requant_of(plan, args);
     if (a.x.m == 0) return QE_OK;
     if (a.shape.chunk_k <= 0) a.shape.chunk_k = w.k;
     dim3 grid(plan->grid[0], uint32_t((a.x.m + kTokens - 1) / kTokens));

@@ -86,6 +86,7 @@ template <int BM> __global__ void __launch_bounds__(kThreads) gemm(const __grid_
     const float *scale = reinterpret_cast<const float *>(band + a.tiles * QK_W8_TILE_BYTES);
     const int32_t *rowsum = reinterpret_cast<const int32_t *>(scale + BN);
     const int g = lane / 4, q = lane % 4;
+    const bool integers = o.out.type == QE_CODE_INT;
 #pragma unroll
     for (int i = 0; i < MI; i++)
 #pragma unroll
@@ -103,9 +104,10 @@ template <int BM> __global__ void __launch_bounds__(kThreads) gemm(const __grid_
                 for (int e = 0; e < 2; e++) {
                     const uint32_t sum = uint32_t(acc[i][j][h * 2 + e]) - zero * uint32_t(rowsum[c + e]);
                     v[e] = qe_mul(qe_mul(float(int32_t(sum)), s), scale[c + e]);
-                    if (o.requant && n0 + c + e < o.out.n) o.requantize(m, n0 + c + e, sum);
+                    if (integers && n0 + c + e < o.out.n)
+                        static_cast<int8_t *>(o.out.y)[m * o.out.ldy + n0 + c + e] = o.requant(sum, n0 + c + e);
                 }
-                if (!o.requant) o.out.pair(m, n0 + c, v[0], v[1]);
+                if (!integers) o.out.pair(m, n0 + c, v[0], v[1]);
             }
         }
 }

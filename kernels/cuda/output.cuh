@@ -15,9 +15,7 @@ struct Output {
     const unsigned char *bands;
     int64_t band_bytes, scales_at; // of 128 rows: float scale[128], int32 sum of the row's integers[128]
     Epilogue out;
-    const int32_t *bias_q; // int8 output: y = clamp(rne((sum + bias) * requant) + y_zero)
-    const float *requant;
-    int y_zero;
+    Requant requant; // where out.type is INT
 
     // Float input: the sums are y before the epilogue.
     PTX_FN void finish(int64_t m, int64_t n, const float (&v)[4]) const { out.quad(m, n, v); }
@@ -32,21 +30,23 @@ struct Output {
         uint32_t exact[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) exact[i] = uint32_t(sum[i]) - (zero ? zero * uint32_t(row_sum[i]) : 0);
-        if (requant) {
-            for (int i = 0; i < 4 && n + i < out.n; i++) requantize(m, n + i, exact[i]);
-            return;
-        }
+        if (out.type == QE_CODE_INT) return store_int8(m, n, exact);
         const float s = x_scale[token];
         float v[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) v[i] = qe_mul(qe_mul(float(int32_t(exact[i])), s), scale[i]);
         out.quad(m, n, v);
     }
-    PTX_FN void requantize(int64_t m, int64_t n, uint32_t sum) const {
-        if (bias_q) sum += uint32_t(bias_q[n]);
-        const float v = qe_mul(float(int32_t(sum)), requant[n]);
-        const int32_t q = qe_rne(qe_clamp(v, -1024.0f, 1024.0f)) + y_zero;
-        static_cast<int8_t *>(out.y)[m * out.ldy + n] = int8_t(q < -128 ? -128 : q > 127 ? 127 : q);
+    PTX_FN void store_int8(int64_t m, int64_t n, const uint32_t (&sum)[4]) const {
+        int8_t *y = static_cast<int8_t *>(out.y) + m * out.ldy + n;
+        if (n + 4 > out.n || (reinterpret_cast<uintptr_t>(y) & 3)) {
+            for (int i = 0; i < 4 && n + i < out.n; i++) y[i] = requant(sum[i], n + i);
+            return;
+        }
+        uint32_t word = 0;
+#pragma unroll
+        for (int i = 0; i < 4; i++) word |= uint32_t(uint8_t(requant(sum[i], n + i))) << 8 * i;
+        *reinterpret_cast<uint32_t *>(y) = word;
     }
 };
 
@@ -57,10 +57,7 @@ inline Output output_of(const qk_plan *plan, const qk_gemm_args *args, int64_t b
     o.bands = static_cast<const unsigned char *>(args->w->blob);
     o.band_bytes = band_bytes, o.scales_at = scales_at;
     o.out = epilogue_of(plan, args);
-    if (o.out.type == QE_CODE_INT) {
-        o.requant = args->requant, o.y_zero = args->y_zero;
-        o.bias_q = plan->flags & QK_GEMM_BIAS ? args->bias_q : nullptr;
-    }
+    if (o.out.type == QE_CODE_INT) o.requant = requant_of(plan, args);
     return o;
 }
 // What integer rows can store: floats with any epilogue, or int8 of the sums alone.

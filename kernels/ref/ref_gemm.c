@@ -102,13 +102,31 @@ static float x_range(const qk_shape *s, const qk_x *x, int64_t token, int64_t g,
     return x->scales[at];
 }
 
-static float dot_whole(const qk_shape *s, const ref_decoded *d, const qk_x *x, int64_t token) {
+static uint32_t sum_whole(const qk_shape *s, const ref_decoded *d, const qk_x *x, int64_t token, float *scale) {
     const int8_t *q = (const int8_t *)x->data + token * x->ld;
     int32_t zero;
-    float scale = x_range(s, x, token, 0, &zero);
+    *scale = x_range(s, x, token, 0, &zero);
     uint32_t acc = 0;
     for (int64_t c = 0; c < s->k; c++) acc += (uint32_t)(q[c] - zero) * (uint32_t)d->q[c];
+    return acc;
+}
+
+static float dot_whole(const qk_shape *s, const ref_decoded *d, const qk_x *x, int64_t token) {
+    float scale;
+    uint32_t acc = sum_whole(s, d, x, token, &scale);
     return qe_mul(qe_mul((float)(int32_t)acc, scale), d->row_scale);
+}
+
+/* int8 output: quantization.md 7.6. */
+static int8_t requantized(const qk_gemm_args *a, uint32_t sum, int64_t n) {
+    int32_t acc = (int32_t)(a->bias_q ? sum + (uint32_t)a->bias_q[n] : sum);
+    int64_t q;
+    if (a->requant_fixed) {
+        int32_t shift = a->requant_fixed[2 * n + 1];
+        q = ((int64_t)acc * a->requant_fixed[2 * n] + ((int64_t)1 << (shift - 1))) >> shift;
+    } else q = qe_rne(qe_clamp(qe_mul((float)acc, a->requant[n]), -1024.0f, 1024.0f));
+    q += a->y_zero;
+    return (int8_t)(q < -128 ? -128 : q > 127 ? 127 : q);
 }
 
 static int64_t border(int64_t c, int32_t extent, int64_t end) {
@@ -179,6 +197,12 @@ static void run_row(const ref_job *job, ref_decoded *d, float *keep, int64_t n) 
     qk_ref_row_view(s, band, (int32_t)(n % REF_BAND_ROWS), &row);
     decode(&row, job->mode, d);
     for (int64_t token = 0; token < a->x.m; token++) {
+        if (y_type == QE_CODE_INT) {
+            float scale;
+            uint32_t sum = sum_whole(s, d, &a->x, token, &scale);
+            ((int8_t *)a->y)[token * a->ldy + n] = requantized(a, sum, n);
+            continue;
+        }
         float v = job->mode == FLOATS  ? dot_floats(s, d, &a->x, token)
                   : job->mode == WHOLE ? dot_whole(s, d, &a->x, token)
                                        : dot_groups(s, d, &a->x, token, &row);
@@ -211,7 +235,10 @@ static void run_task(void *arg, int32_t index, int32_t count) {
 /* ---- the row ----------------------------------------------------------------------------------------------------- */
 static bool supports(const qk_device *device, const qk_gemm *g, qk_why *why) {
     (void)device;
-    if (!ref_float_type(g->y_type)) return qk_no(why, "the reference has no requantized output");
+    if (g->y_type == QE_CODE_INT) {
+        if (!qk_whole_k(&g->w.quant, g->w.facts, &g->w.act, g->w.k)) return qk_no(why, "int8 output of float sums");
+        if (g->act || g->flags & (QK_GEMM_RESIDUAL | QK_GEMM_GATED)) return qk_no(why, "int8 output with activation");
+    } else if (!ref_float_type(g->y_type)) return qk_no(why, "an output that is neither float nor int8");
     if (g->w.act.mode != QE_ACT_FLOAT && (g->w.act.quant.code != QE_CODE_INT || g->w.act.quant.bits != 8))
         return qk_no(why, "activations of %d bits", g->w.act.quant.bits);
     if (g->flags & QK_GEMM_GATED && g->w.n % 2) return qk_no(why, "gated with an odd n");
