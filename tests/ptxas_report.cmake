@@ -1,8 +1,12 @@
 # Compiles every kernel file to PTX and through ptxas, and fails on a spill, on a serialized wgmma (C75xx, which ptxas
-# reports as mere information), and on PTX that flushes or approximates. -DNVCC, ROOT, WORK.
+# reports as mere information), and on PTX that flushes or approximates. -DNVCC, ROOT, WORK. Leaves NAME.ptx (lines of the
+# source named), NAME.cubin and NAME.log in WORK, and nvcc's version: what bench/budget.py check reads.
 cmake_minimum_required(VERSION 3.22)
 get_filename_component(bin ${NVCC} DIRECTORY)
+file(REMOVE_RECURSE ${WORK}) # no cubin of a file that is gone
 file(MAKE_DIRECTORY ${WORK})
+execute_process(COMMAND ${NVCC} --version OUTPUT_VARIABLE version)
+string(REGEX MATCH "V[0-9.]+" version "${version}")
 file(GLOB sources ${ROOT}/kernels/cuda/*.cu)
 set(kernels 0)
 foreach(source IN LISTS sources)
@@ -11,7 +15,7 @@ foreach(source IN LISTS sources)
     if(name MATCHES "_sm90$")
         set(arch 90a)
     endif()
-    execute_process(COMMAND ${NVCC} -std=c++17 -O3 -DNDEBUG -ptx -gencode=arch=compute_${arch},code=compute_${arch}
+    execute_process(COMMAND ${NVCC} -std=c++17 -O3 -DNDEBUG -lineinfo -ptx -gencode=arch=compute_${arch},code=compute_${arch}
         -fmad=false -ftz=false -prec-div=true -prec-sqrt=true --Werror=all-warnings -I${ROOT}/include -I${ROOT}/kernels
         ${source} -o ${WORK}/${name}.ptx RESULT_VARIABLE failed ERROR_VARIABLE output)
     if(failed)
@@ -24,6 +28,7 @@ foreach(source IN LISTS sources)
     execute_process(COMMAND ${bin}/ptxas -v --gpu-name sm_${arch} -O3 ${WORK}/${name}.ptx -o ${WORK}/${name}.cubin
         RESULT_VARIABLE failed OUTPUT_VARIABLE output ERROR_VARIABLE errors)
     string(APPEND output "${errors}")
+    file(WRITE ${WORK}/${name}.log "${output}")
     if(failed)
         message(FATAL_ERROR "${name}: ptxas\n${output}")
     endif()
@@ -47,3 +52,4 @@ if(kernels LESS 20)
     message(FATAL_ERROR "only ${kernels} kernels were found")
 endif()
 message(STATUS "${kernels} kernels: no spill, no serialized wgmma, no flushed or approximate arithmetic")
+file(WRITE ${WORK}/nvcc-version "${version}\n") # last: the folder is whole

@@ -14,8 +14,20 @@ struct Machine {
     uint32_t shared;
 };
 const Machine kMachines[] = {
-    {"A100", 80, 108, 163 * 1024}, {"A10", 86, 72, 99 * 1024},     {"L40S", 89, 142, 99 * 1024},
-    {"H100", 90, 132, 227 * 1024}, {"B200", 100, 148, 227 * 1024}, {"RTX 5090", 120, 170, 99 * 1024},
+#define GPU(id, title, sm, units, shared_kib, l2_mib, memory_gib) {id, sm, units, shared_kib * 1024u},
+#include "bench/gpus.txt"
+#undef GPU
+    {"a10", 86, 72, 99 * 1024},
+    {"rtx5090", 120, 170, 99 * 1024},
+};
+struct Shape {
+    const char *name;
+    int64_t n, k;
+};
+const Shape kShapes[] = {
+#define SHAPE(name, n, k) {name, n, k},
+#include "bench/shapes.txt"
+#undef SHAPE
 };
 qk_device device_of(const Machine &m) {
     qk_device d{};
@@ -28,6 +40,17 @@ void collect(void *ctx, const char *name, const char *why) {
     static_cast<std::map<std::string, std::string> *>(ctx)->emplace(name, why);
 }
 
+// 16 to k: powers of two, multiples of 16, and k itself.
+int32_t random_group(std::mt19937 &g, int64_t k) {
+    switch (g() % 3) {
+    case 0:
+        return int32_t(16 << g() % 6);
+    case 1:
+        return int32_t(16 * (1 + int64_t(g() % uint32_t((k + 15) / 16))));
+    default:
+        return int32_t(std::max<int64_t>(k, 16));
+    }
+}
 TEST(CudaPlan, EveryShapeHasOne) {
     std::mt19937 g(17);
     std::map<std::string, int> chosen;
@@ -35,7 +58,7 @@ TEST(CudaPlan, EveryShapeHasOne) {
     for (int i = 0; i < 2000; i++) {
         Scheme s = schemes()[g() % schemes().size()];
         const int64_t n = 1 + int64_t(g() % (i % 3 ? 700 : 60000)), k = 1 + int64_t(g() % (i % 2 ? 900 : 30000));
-        if (s.quant.group_k && s.quant.super == QE_NUM_ONE) s.quant.group_k = int32_t(16 << g() % 6);
+        if (s.quant.group_k && s.quant.super == QE_NUM_ONE) s.quant.group_k = random_group(g, k);
         const int64_t m = g() % 2 ? 1 + int64_t(g() % 64) : 1 + int64_t(g() % 8192);
         for (const Machine &machine : kMachines) {
             const qk_device d = device_of(machine);
@@ -94,5 +117,51 @@ TEST(CudaPlan, TheRowDoesNotDependOnM) {
             }
         }
     EXPECT_GT(shapes, 100);
+}
+// Plans of real shapes, which bench/budget.py predicts the time of: with QE_PLANS_OUT they are written there, one JSON
+// object a line.
+TEST(CudaPlan, CoverRealShapes) {
+    const char *path = std::getenv("QE_PLANS_OUT");
+    std::FILE *out = path ? std::fopen(path, "w") : nullptr;
+    ASSERT_EQ(path != nullptr, out != nullptr) << path;
+    const char *forms[] = {"w8a8",        "w4a8_channel",  "w4a8_g128", "w4a8_g32_asym_x", "w4a16_sym",
+                           "w4a16_points", "w4a16_channel", "w8a16",     "nf4"};
+    const int64_t tokens[] = {1,   2,   4,   8,   15,  16,  17,  24,  31,  32,  33,   48,   63,   64,   65,   96,
+                              127, 128, 129, 192, 255, 256, 257, 384, 512, 513, 768, 1024, 1536, 2048, 4096, 8192};
+    int plans = 0;
+    for (const char *form : forms)
+        for (const Scheme &s : schemes()) {
+            if (s.name != std::string(form)) continue;
+            for (const Machine &machine : kMachines)
+                for (const Shape &at : kShapes)
+                    for (int type : {QE_CODE_F16, QE_CODE_BF16}) {
+                        if (type == QE_CODE_BF16 && s.act_group >= 0) continue;
+                        const qk_device d = device_of(machine);
+                        qk_gemm problem{};
+                        problem.w = shape_of(s, at.n, at.k);
+                        problem.w.layout = qk_layout_choose(&d, &problem.w, nullptr, nullptr);
+                        problem.x = s.act_group < 0 ? plain(type, 16) : problem.w.act.quant;
+                        problem.y_type = QE_CODE_F16;
+                        for (int64_t m : tokens) {
+                            qk_plan plan{};
+                            problem.m = m;
+                            ASSERT_EQ(qk_gemm_plan(&d, &problem, &plan, nullptr, nullptr, nullptr), QE_OK) << form;
+                            ASSERT_GE(int64_t(plan.grid[0]) * plan.grid[1] * 128 * 256, m * at.n) << plan.row->name;
+                            plans++;
+                            if (!out) continue;
+                            std::fprintf(out,
+                                         "{\"gpu\": \"%s\", \"scheme\": \"%s\", \"bf16\": %s, \"shape\": \"%s\", \"m\": %lld, "
+                                         "\"n\": %lld, \"k\": %lld, \"group\": %d, \"bits\": %d, \"row\": \"%s\", "
+                                         "\"variant\": %d, \"splits\": %d, \"threads\": %u, \"shared\": %u}\n",
+                                         machine.name, s.name, type == QE_CODE_BF16 ? "true" : "false", at.name,
+                                         (long long)m, (long long)at.n, (long long)at.k, int(s.quant.group_k),
+                                         int(s.quant.bits), plan.row->name, plan.variant, plan.splits, plan.block,
+                                         plan.shared_bytes);
+                        }
+                    }
+        }
+    if (out) std::fclose(out);
+    EXPECT_GT(plans, 10000);
+    std::printf("%d plans\n", plans);
 }
 } // namespace

@@ -1,0 +1,80 @@
+"""The tile of every GEMM instance by its name in the cubin, and the instance that a plan stands for.
+
+Weights are on the M side everywhere: a block computes `rows` rows of W x `tok` tokens. Tiles, stages and shared memory
+repeat Config of gemm_sm80.cuh and gemm_sm90.cuh; the k-blocks counted in the loop and the shared memory of the plans
+are checked against them."""
+import re
+
+CODES = 4096  # QK_W4_CODE_BYTES: 64 x 128 codes of 4 bits
+
+
+def block_bytes(family, units, detail=""):
+    """Packed bytes of 64 rows x 128 columns without zero points, and the largest such block."""
+    if family == "w8a8":
+        return 8192, 8192
+    if family == "w4a8":
+        return CODES + units * 128, CODES + units * 128
+    if family == "w4a16":
+        return CODES + units * 128, CODES + units * 192
+    if detail.startswith("Codes8"):
+        return 2 * CODES + units * 256, 2 * CODES + 8 * 320
+    return CODES + units * 256, CODES + 8 * 256
+
+
+def tile90(family, units, tok):
+    xbytes, totals = (2, True) if family == "w4a16" else (1, False)
+    used, largest = block_bytes(family, units)
+    x = tok * 128 * xbytes
+    stages = min(8, (232448 - 256) // (x + 2 * largest))
+    ring = stages * (x + 2 * largest)
+    shared = max(ring, tok * 132 * 4) // 8 * 8 + 8 + 16 * stages
+    handover = tok // 2 * (2 if totals else 1) > 64
+    return dict(rows=128, tok=tok, bk=128, threads=256 + (128 if handover else 32), mma_warps=8, stages=stages,
+                shared=shared, w_stage=2 * used, x_stage=x, xbits=8 * xbytes)
+
+
+def tile80(family, units, tok, detail):
+    xbytes = 1 if family == "w4a8" else 2
+    used, largest = block_bytes(family, units, detail)
+    stage = tok * 128 * xbytes + 2 * largest
+    stages = 3 if 3 * stage <= 99 * 1024 else 2
+    return dict(rows=128, tok=tok, bk=128, threads=256, mma_warps=8, stages=stages,
+                shared=max(stages * stage, tok * 132 * 4), w_stage=2 * used, x_stage=tok * 128 * xbytes, xbits=8 * xbytes)
+
+
+def tile_of(name):
+    """Name as in the table ('gemm_w4a8_sm90: sm90::gemm<w4a8_sm90::Format<4>, 128>'), or None: no GEMM with tiles."""
+    if m := re.search(r"sm90::gemm<(\w+)_sm90::Format(?:<(\d)>)?, (\d+)>", name):
+        return tile90(m[1], int(m[2] or 1), int(m[3]))
+    if m := re.search(r"sm80::gemm<(w4a8|w4a16|wxa16)(?:_sm80)?::(\w+)<(\w+)>, (\d+)>", name):
+        units = int(m[3]) if m[3].isdigit() else 1
+        return tile80(m[1], units, int(m[4]), m[2])
+    if m := re.search(r"w8a8_sm80::gemm<(\d+)>", name):
+        tok = int(m[1])
+        return dict(rows=128, tok=tok, bk=128, threads=256, mma_warps=8, stages=3, shared=3 * (tok + 128) * 128,
+                    w_stage=16384, x_stage=tok * 128, xbits=8)
+    return None
+
+
+TOKENS = {"sm90": (16, 64, 128, 256), "sm80": (16, 64, 128)}
+
+
+def of_plan(plan):
+    """Name of the kernel that a plan launches (its tests/test_cuda_plan.cc line), or None for one thread per output."""
+    family, _, sm = plan["row"].removeprefix("cuda/").partition("_")
+    if sm not in TOKENS:
+        return None
+    group, k = plan["group"], plan["k"]
+    units = 1 if group == 0 or group >= k or group % 128 == 0 else 4
+    if family == "w8a8" and sm == "sm80":
+        return f"gemm_w8a8_sm80: w8a8_sm80::gemm<{32 if plan['variant'] else 128}>"
+    tok = TOKENS[sm][plan["variant"]]
+    if sm == "sm90":
+        form = "" if family == "w8a8" else f"<{units}>"
+        return f"gemm_{family}_sm90: sm90::gemm<{family}_sm90::Format{form}, {tok}>"
+    if family == "w4a8":
+        return f"gemm_w4a8_sm80: sm80::gemm<w4a8_sm80::Format<{units}>, {tok}>"
+    if family == "w4a16":
+        return f"gemm_w4a16_sm80: sm80::gemm<w4a16::{'Bfloat' if plan['bf16'] else 'Half'}<{units}>, {tok}>"
+    kind = "Codes8" if plan["bits"] == 8 else "Table4"
+    return f"gemm_wxa16_sm80: sm80::gemm<wxa16::{kind}<{'true' if plan['bf16'] else 'false'}>, {tok}>"
