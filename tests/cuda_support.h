@@ -185,6 +185,17 @@ inline void make_tensor(Tensor *out, const Scheme &s, int64_t n, int64_t k, uint
         for (int i = 0; i < 1 << q.bits; i++) t.lut[i] = float(int(g() % 2001) - 1000) * 1e-3f;
 }
 
+// A group of 16 to k columns: powers of two, multiples of 16, and k itself.
+inline int32_t random_group(std::mt19937 &g, int64_t k) {
+    switch (g() % 3) {
+    case 0:
+        return int32_t(16 << g() % 6);
+    case 1:
+        return int32_t(16 * (1 + int64_t(g() % uint32_t((k + 15) / 16))));
+    default:
+        return int32_t(std::max<int64_t>(k, 16));
+    }
+}
 inline qk_shape shape_of(const Scheme &s, int64_t n, int64_t k) {
     qk_shape shape{};
     shape.quant = s.quant, shape.n = n, shape.k = k, shape.facts = s.facts;

@@ -3,6 +3,8 @@
 // the bound of quantization.md 7.7 carried through the epilogue.
 #include "cuda_support.h"
 
+#include <map>
+
 #include "ref/oracle.h"
 
 namespace {
@@ -18,7 +20,7 @@ const Problem kProblems[] = {
     {12, 128, 2304, QE_CODE_F16, QE_CODE_F16, QK_ACT_SILU, QK_GEMM_GATED, true, 1},
     {64, 128, 2304, QE_CODE_F16, QE_CODE_F32, 0, 0, true, 1},
     {64, 130, 2300, QE_CODE_BF16, QE_CODE_F16, QK_ACT_GELU, QK_GEMM_BIAS, true},
-    {128, 128, 2304, QE_CODE_F16, QE_CODE_F16, 0, 0, true},
+    {128, 128, 2304, QE_CODE_F16, QE_CODE_F16, 0, 0, true, 1},
     {257, 136, 1424, QE_CODE_F16, QE_CODE_BF16, 0, QK_GEMM_BIAS, true},
 };
 constexpr size_t kOneTiled = 8; // what schemes that share kernels with a thorough one run of the tiled problems
@@ -234,5 +236,77 @@ TEST_P(CudaGemm, PacksLosslessly) {
 }
 INSTANTIATE_TEST_SUITE_P(Schemes, CudaGemm, testing::Range(size_t(0), schemes().size()),
                          [](const auto &i) { return std::string(schemes()[i.param].name); });
+
+// Shapes that nobody chose, through the plan that a call would get: any m, n, k and group, of at most 0.1 GMAC.
+struct Draw {
+    Scheme s;
+    Problem p;
+    int sm;
+};
+Draw draw(uint32_t seed, double macs) {
+    std::mt19937 g(seed);
+    auto log_uniform = [&](double most) {
+        return std::max<int64_t>(1, int64_t(std::exp2(std::log2(most) * double(g() % 1000) / 999)));
+    };
+    Draw d{schemes()[seed * 7 % schemes().size()], {}, g() % 2 ? 90 : 80};
+    d.p.k = log_uniform(4096), d.p.n = std::min<int64_t>(log_uniform(2048), std::max(1.0, macs / double(d.p.k)));
+    d.p.m = std::min<int64_t>(log_uniform(1024), std::max(1.0, macs / double(d.p.k * d.p.n)));
+    d.p.units = g() % 2 ? 132 : 1 + int(g() % 8);
+    d.p.x_type = g() % 3 ? QE_CODE_F16 : g() % 2 ? QE_CODE_BF16 : QE_CODE_F32;
+    d.p.y_type = g() % 2 ? QE_CODE_F16 : g() % 2 ? QE_CODE_BF16 : QE_CODE_F32;
+    d.p.flags = uint32_t(g() % 4) | (d.p.n % 2 == 0 && g() % 3 == 0 ? uint32_t(QK_GEMM_GATED) : 0);
+    if (d.p.flags & QK_GEMM_GATED) d.p.flags &= ~uint32_t(QK_GEMM_RESIDUAL);
+    d.p.act = g() % 2 ? 0 : QK_ACT_SILU;
+    if (d.s.quant.group_k && d.s.quant.super == QE_NUM_ONE) d.s.quant.group_k = random_group(g, d.p.k);
+    int32_t &group = d.s.quant.group_k;
+    if (d.s.act_group > 0 && group % d.s.act_group && d.s.act_group % group) // one divides the other (7.4)
+        group = (group / d.s.act_group + 1) * d.s.act_group;
+    return d;
+}
+TEST(CudaShapes, AnyShapeMatchesTheReference) {
+    const char *asked = std::getenv("QE_TEST_SHAPES");
+    const int shapes = asked ? std::atoi(asked) : hooks() ? 10 : 60;
+    ASSERT_GT(shapes, 0) << "QE_TEST_SHAPES=" << asked;
+    double worst = 0, macs = 0;
+    std::map<std::string, int> rows;
+    for (int i = 0; i < shapes; i++) {
+        const Draw d = draw(uint32_t(i), hooks() ? 1e6 : asked ? 1e8 : 2e7);
+        Tensor t;
+        make_tensor(&t, d.s, d.p.n, d.p.k, uint32_t(i));
+        const qk_shape shape = shape_of(d.s, d.p.n, d.p.k);
+        simt::device().sm = d.sm, simt::device().units = d.p.units;
+        simt::device().options.order = simt::Order::Random, simt::device().options.async = simt::Async::Random;
+        simt::device().options.seed = uint64_t(i) + 1;
+        Pool cuda(&qk_cuda_backend), ref(&qk_ref_backend);
+        const qk_weight w = pack(cuda, shape, t.t), w_ref = pack(ref, shape, t.t);
+        qk_gemm g{};
+        g.w = w.shape, g.m = d.p.m, g.y_type = d.p.y_type, g.act = d.p.act, g.flags = d.p.flags;
+        const qk_x x = input(cuda, w, d.p, 7);
+        g.x = x.quant;
+        qk_plan plan{};
+        qe_error err{};
+        const std::string what = std::string(d.s.name) + " group " + std::to_string(d.s.quant.group_k) + " m " +
+                                 std::to_string(d.p.m) + " n " + std::to_string(d.p.n) + " k " + std::to_string(d.p.k) +
+                                 " sm_" + std::to_string(d.sm);
+        ASSERT_EQ(qk_gemm_plan(&cuda.device, &g, &plan, nullptr, nullptr, &err), QE_OK) << what << ": " << err.message;
+        const std::vector<char> got = run(cuda, w, plan.row, d.p, x, 7);
+        const bool simple = one_thread_per_output(plan.row);
+        if (d.s.act_group >= 0 || simple) {
+            const std::vector<char> want = run(ref, w_ref, *qk_ref_backend.rows, d.p, input(ref, w_ref, d.p, 7), 7);
+            ASSERT_EQ(first_difference(got, want, d.p), "") << what << ", " << plan.row->name;
+        } else {
+            const Oracle oracle(t.t, d.p, shape.chunk_k, 7);
+            const double e = oracle.worst(got, std::ldexp(1, -22), weight_rounding(plan.row, d.p.x_type, d.s.quant));
+            ASSERT_LE(e, 1) << what << ", " << plan.row->name;
+            worst = std::max(worst, e);
+        }
+        rows[plan.row->name]++, macs += double(d.p.m) * double(d.p.n) * double(d.p.k);
+    }
+    simt::device().options = {};
+    simt::device().sm = 90, simt::device().units = 132;
+    std::printf("%d shapes, %.2f GMAC, worst error %.2f of the bound:", shapes, macs * 1e-9, worst);
+    for (const auto &r : rows) std::printf(" %s %d", r.first.c_str(), r.second);
+    std::printf("\n");
+}
 
 } // namespace

@@ -40,17 +40,6 @@ void collect(void *ctx, const char *name, const char *why) {
     static_cast<std::map<std::string, std::string> *>(ctx)->emplace(name, why);
 }
 
-// 16 to k: powers of two, multiples of 16, and k itself.
-int32_t random_group(std::mt19937 &g, int64_t k) {
-    switch (g() % 3) {
-    case 0:
-        return int32_t(16 << g() % 6);
-    case 1:
-        return int32_t(16 * (1 + int64_t(g() % uint32_t((k + 15) / 16))));
-    default:
-        return int32_t(std::max<int64_t>(k, 16));
-    }
-}
 TEST(CudaPlan, EveryShapeHasOne) {
     std::mt19937 g(17);
     std::map<std::string, int> chosen;
@@ -82,7 +71,6 @@ TEST(CudaPlan, EveryShapeHasOne) {
                 EXPECT_GE(plan.splits, 1);
                 EXPECT_EQ(plan.workspace_bytes != 0, plan.splits > 1) << plan.row->name;
                 EXPECT_LE(plan.workspace_bytes, uint64_t(8) * uint64_t(m) * uint64_t(n + 127) * 4);
-                if (plan.splits > 1) { EXPECT_LE(m, 64) << plan.row->name; }
                 chosen[std::string(plan.row->name) + " sm_" + std::to_string(machine.sm)]++;
                 plans++;
             }

@@ -5,6 +5,7 @@ import instances, model
 from rates import GPU, LAUNCH
 
 STEP = 1.10  # more tokens may not be predicted faster by more than this
+EDGE = 5.0   # nor one more token dearer by more than this: sm_80 goes from tiles of 16 tokens to 64
 LAYERS = "llama-3-8b", "llama-3-70b"
 # Predictions to reach, of the sum of a layer's GEMMs on sm_90: scheme prefix, least M, largest M, percent, of what.
 AIMS = [("w4a16", 1, 16, 85, "bandwidth"), ("w4a8", 1, 16, 85, "bandwidth"), ("w8a8", 1024, 8192, 75, "peak"),
@@ -70,6 +71,8 @@ def monotone(rows, plans):
     print(f"{points} predictions in {len(found)} curves on {', '.join(gpus)}; {untiled} plans of one thread per output left out")
     print(f"more tokens predicted faster by at most {worst[0]:.3f} ({worst[1]}); one more token dearer by at most "
           f"{jump[0]:.2f} ({jump[1]})")
+    if jump[0] > EDGE:
+        bad.append(f"a step of {jump[0]:.2f} at {jump[1]}, at most {EDGE}")
     print(*(f"FAILED {b}" for b in bad[:20]), sep="\n", end="\n" if bad else "")
     used = {instances.of_plan(p) for p in plans}
     if unused := [k for k, r in rows.items() if "tile" in r and k not in used]:

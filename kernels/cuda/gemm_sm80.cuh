@@ -155,14 +155,16 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 // ---- plans and launches of a family ------------------------------------------------------------------------------
-// Instances are tiles of 16, 64 and (8-bit input) 128 tokens. Splits as on sm_90: up to 8, or at chunk borders.
+// Instances are tiles of 16, 64 and (8-bit input) 128 tokens. Splits as on sm_90: up to 8, or at chunk borders, where
+// tiles fill less than half of the device.
 template <class F>
 void plan_of(const qk_device *device, const qk_gemm *g, int largest, int chunk_blocks, qk_plan *out) {
     const int instance = g->m <= 16 ? 0 : g->m <= 64 || largest == 1 ? 1 : 2, tokens = instance ? 32 << instance : 16;
     const int blocks = int((g->w.k + kBlockK - 1) / kBlockK), bands = int((g->w.n + kRows - 1) / kRows);
+    const int64_t tiles = bands * ((g->m + tokens - 1) / tokens);
     int split = blocks;
-    if (g->m <= 64 && bands < device->units) {
-        int splits = device->units / bands < 8 ? device->units / bands : 8;
+    if (g->m > 64 ? tiles * 2 <= device->units : tiles < device->units) {
+        int splits = device->units / tiles < 8 ? int(device->units / tiles) : 8;
         while (splits > 1 && blocks / splits < 4) splits--;
         split = chunk_blocks ? chunk_blocks : (blocks + splits - 1) / splits;
     }

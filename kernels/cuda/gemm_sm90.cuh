@@ -190,13 +190,14 @@ inline int tile_of(int64_t m, int largest) {
     while (i < largest && m > kTiles[i]) i++;
     return i;
 }
-// Blocks of k a split takes. Decode (m <= 64) cuts k until every SM has a block, or at chunk borders; more tokens fill
-// the device by themselves and keep their sums on chip.
-inline int split_blocks_of(const qk_device *device, const qk_gemm *g, int chunk_blocks) {
-    const int blocks = int((g->w.k + kBlockK - 1) / kBlockK), bands = int((g->w.n + kRows - 1) / kRows);
-    if (g->m > 64 || bands >= device->units) return blocks;
+// Blocks of k a split takes. Where tiles fill less than half of the device, k is cut until they fill it, or at chunk
+// borders; else sums stay on chip. By tiles, not by m, so that the time has no step where m leaves the decode path.
+inline int split_blocks_of(const qk_device *device, const qk_gemm *g, int tokens, int chunk_blocks) {
+    const int64_t tiles = (g->w.n + kRows - 1) / kRows * ((g->m + tokens - 1) / tokens);
+    const int blocks = int((g->w.k + kBlockK - 1) / kBlockK);
+    if (g->m > kTiles[1] ? tiles * 2 > device->units : tiles >= device->units) return blocks;
     if (chunk_blocks) return chunk_blocks;
-    int splits = device->units / bands < 8 ? device->units / bands : 8;
+    int splits = device->units / tiles < 8 ? int(device->units / tiles) : 8;
     while (splits > 1 && blocks / splits < 4) splits--; // a split fills at least half of its ring
     return (blocks + splits - 1) / splits;
 }
@@ -215,7 +216,7 @@ template <class F> uint32_t threads_of(int instance) {
 template <class F>
 void plan_of(const qk_device *device, const qk_gemm *g, int largest, int chunk_blocks, qk_plan *out) {
     const int instance = tile_of(g->m, largest), tokens = kTiles[instance];
-    const int blocks = int((g->w.k + kBlockK - 1) / kBlockK), split = split_blocks_of(device, g, chunk_blocks);
+    const int blocks = int((g->w.k + kBlockK - 1) / kBlockK), split = split_blocks_of(device, g, tokens, chunk_blocks);
     out->variant = instance;
     out->splits = (blocks + split - 1) / split;
     out->grid[0] = uint32_t((g->m + tokens - 1) / tokens), out->grid[1] = uint32_t((g->w.n + kRows - 1) / kRows);
