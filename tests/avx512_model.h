@@ -42,6 +42,13 @@ static inline __m512 model_cvtph_ps(__m256i halves) {
 }
 #define _mm512_cvtph_ps(a) model_cvtph_ps(a)
 
+static inline __m256 model_extractf32x8_ps(__m512 v, int upper) {
+    __m256 half[2];
+    memcpy(half, &v, sizeof half);
+    return half[upper & 1];
+}
+#define _mm512_extractf32x8_ps(v, upper) model_extractf32x8_ps(v, upper)
+
 static inline __m512 model_i32gather_ps(__m512i index, const void *base, int scale) {
     int32_t at[16];
     float r[16];

@@ -131,6 +131,8 @@ TEST(Avx512Model, FloatsFollowTheManual) {
         EACH(16, gathered.v[i] == table[index[i]]);
         auto looked_up = lanes<float>(_mm512_permutexvar_ps(_mm512_loadu_si512(index), a));
         EACH(16, looked_up.v[i] == af.v[index[i] & 15]);
+        auto low = _mm512_castps512_ps256(a), high = _mm512_extractf32x8_ps(a, 1);
+        EACH(8, low[i] == af.v[i] && high[i] == af.v[i + 8]);
         int right = (int)random.below(40);
         auto shifted = lanes<uint32_t>(_mm512_srl_epi32(i32, _mm_cvtsi32_si128(right)));
         EACH(16, shifted.v[i] == (right > 31 ? 0 : (uint32_t)ii.v[i] >> right));

@@ -21,6 +21,9 @@ const Shape kShapes[] = {
     {4, 2, 64, 0, 0.0f, {1, 70, 33}, {1, 1, 20}},     // decode and prefill in one step
     {6, 3, 32, 5, 30.0f, {64, 17}, {2, 17}},          // score cap
     {2, 2, 96, 0, 0.0f, {40}, {3}},
+    {2, 2, 64, 7, 0.0f, {50, 3}, {41, 3}},            // no heads to share: blocks of rows with ragged windows
+    {8, 1, 128, 1, 0.0f, {9}, {9}},                   // every query sees its own slot alone
+    {7, 1, 64, 0, 0.0f, {90}, {1}},                   // one row whose heads fill no block
     {3, 1, 48, 0, 0.0f, {20}, {20}},                  // head_dim of no vector: the reference's loops
 };
 
@@ -53,7 +56,7 @@ class Problem {
         device.backend = QK_CPU, device.units = threads, device.isa = isa;
         qk_queue queue = {&device, nullptr, parallel, nullptr};
         std::vector<float> out(q.size(), NAN);
-        std::vector<char> workspace(qk_ref_attention_bytes(&device, &a));
+        std::vector<char> workspace(qk_cpu_backend.ops.attention_bytes(&device, &a));
         a.out = out.data(), a.workspace = workspace.data();
         qe_error err = {};
         EXPECT_EQ(attention(&a, &queue, &err), QE_OK) << err.message;

@@ -9,6 +9,7 @@
 #ifndef PANEL_H
 #define PANEL_H
 #include <qk.h>
+#include "attention.h"
 
 enum { PANEL_COLUMNS = 32, PANEL_MAX_ROWS = 12, PANEL_HEAD = 128 };
 
@@ -59,8 +60,8 @@ typedef struct panel_isa {
     void (*widen)(const panel_format *format, const uint8_t *panel, const panel_format *wide, uint8_t *out);
     /* One token of prepare() in its common form; `scratch` holds k floats. */
     void (*prepare_row)(const qk_prepare *a, int64_t token, float *scratch);
-    /* Attention of one row and head whose own key lies in `slot`; `scores` holds max_length floats. */
-    void (*attend_head)(const qk_attention *a, int32_t sequence, int64_t row, int32_t head, int64_t slot, float *scores);
+    void (*attend)(const attend_block *block);
+    int32_t attend_queries;   /* of a block at most */
 } panel_isa;
 
 extern const panel_isa panel_isa_portable;
@@ -74,6 +75,7 @@ extern const qk_layout cpu_layout_panel;
 extern const qk_row cpu_row_panel;
 void cpu_parallel(const qk_queue *q, qk_task *task, void *arg, int32_t count);   /* in place without a pool */
 qe_status cpu_prepare(const qk_prepare *a, const qk_queue *q, qe_error *err);
+size_t cpu_attention_bytes(const qk_device *device, const qk_attention *a);
 qe_status cpu_attention(const qk_attention *a, const qk_queue *q, qe_error *err);
 bool panel_format_of(const qk_shape *shape, panel_format *out, qk_why *why);
 void panel_format_wide(const panel_format *format, panel_format *out);

@@ -2,7 +2,8 @@
  *
  * dot_small() multiplies 4 unsigned codes below 2^bits with 4 int8 activations a lane. Partial sums may live in a
  * narrower form for V_FLUSH(bits) steps; dot_flush() adds them to int32 sums. dot_eight() takes codes of 8 bits and
- * subtracts V_BIAS8 from each. All results are exact modulo 2^32 for activations in [-127, 127]. */
+ * subtracts V_BIAS8 from each. All results are exact modulo 2^32 for activations in [-127, 127]. vf_fold() adds the upper
+ * half of the lanes to the lower until one is left. */
 #ifndef SIMD_H
 #define SIMD_H
 #include <math.h>
@@ -53,6 +54,11 @@ INLINE vi vi_field(vi v, int right, int mask) {   /* dwords: (v >> right) & mask
     return _mm256_and_si256(_mm256_srl_epi32(v, _mm_cvtsi32_si128(right)), _mm256_set1_epi32(mask));
 }
 INLINE vf vf_gather(const float *table, vi i) { return _mm256_i32gather_ps(table, i, 4); }
+INLINE float vf_fold4(__m128 v) {
+    v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+    return _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)));
+}
+INLINE float vf_fold(vf v) { return vf_fold4(_mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1))); }
 INLINE vf vf_lookup16(const float *table, vi i) {
     vf low = _mm256_permutevar8x32_ps(vf_load(table), i), high = _mm256_permutevar8x32_ps(vf_load(table + 8), i);
     return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));
@@ -120,6 +126,12 @@ INLINE vi vi_field(vi v, int right, int mask) {
     return _mm512_and_si512(_mm512_srl_epi32(v, _mm_cvtsi32_si128(right)), _mm512_set1_epi32(mask));
 }
 INLINE vf vf_gather(const float *table, vi i) { return _mm512_i32gather_ps(i, table, 4); }
+INLINE float vf_fold(vf v) {
+    __m256 a = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
+}
 INLINE vf vf_lookup16(const float *table, vi i) { return _mm512_permutexvar_ps(i, vf_load(table)); }
 INLINE void v_prefetch(const uint8_t *p) {
     _mm_prefetch((const char *)p + 8192, _MM_HINT_T1);
@@ -183,6 +195,11 @@ INLINE float lane_brain(const uint8_t *p) {
 }
 INLINE vf vf_brain(const uint8_t *p) { EACH_LANE(vf, lane_brain(p + 2 * i)); }
 INLINE vi vi_field(vi v, int right, int mask) { EACH_LANE(vi, (int32_t)((uint32_t)v.v[i] >> right) & mask); }
+INLINE float vf_fold(vf v) {
+    for (int half = 8; half; half /= 2)
+        for (int i = 0; i < half; i++) v.v[i] = v.v[i] + v.v[i + half];
+    return v.v[0];
+}
 INLINE vf vf_gather(const float *table, vi at) { EACH_LANE(vf, table[at.v[i]]); }
 INLINE vf vf_lookup16(const float *table, vi at) { return vf_gather(table, at); }
 INLINE int32_t lane_dot(int32_t acc, uint32_t w, uint32_t x) {
