@@ -60,28 +60,68 @@ static void tile_point(const panel_job *j, int32_t tile, panel_tile *t) {
     t->scale = (const float *)(const void *)(at + j->q_bytes + j->init_bytes + j->pair_bytes);
 }
 
-/* One row of x into column r of a tile of R rows. */
-static void fill_row(const panel_job *j, const int8_t *x, const float *scales, int32_t r, int32_t R, char *at) {
+/* Columns [from, end) of one row of x, zeros behind k, into column r of a tile of R rows. */
+static void fill_row(const int8_t *x, int64_t k, int64_t from, int64_t end, int32_t r, int32_t R, int8_t *q) {
+    for (int64_t i = from; i < end; i += 4) {
+        int8_t four[4] = {0, 0, 0, 0};
+        if (x && i < k) memcpy(four, x + i, k - i < 4 ? (size_t)(k - i) : 4);
+        memcpy(q + (i / 4 * R + r) * 4, four, 4);
+    }
+}
+
+/* Columns [0, end) of four rows, into columns r to r + 3: 16 k at a time, so that stores are neighbors. */
+static void fill_four(const int8_t *const x[4], int64_t end, int32_t r, int32_t R, int8_t *q) {
+    for (int64_t i = 0; i < end; i += 16) {
+        int32_t rows[4][4], steps[4][4];
+        for (int j = 0; j < 4; j++) memcpy(rows[j], x[j] + i, 16);
+        for (int s = 0; s < 4; s++)
+            for (int j = 0; j < 4; j++) steps[s][j] = rows[j][s];
+        for (int s = 0; s < 4; s++) memcpy(q + ((i / 4 + s) * R + r) * 4, steps[s], 16);
+    }
+}
+
+static void fill_codes(const panel_job *j, const int8_t *const x[], int32_t R, int8_t *q) {
+    int64_t k = j->finish.args->w->shape.k, padded = (int64_t)j->format.blocks * j->format.block, whole = k / 16 * 16;
+    if (R == 1 && x[0]) {
+        memcpy(q, x[0], (size_t)k);
+        memset(q + k, 0, (size_t)(padded - k));
+        return;
+    }
+    for (int32_t r = 0; r < R;) {
+        bool four = r + 4 <= R && x[r] && x[r + 1] && x[r + 2] && x[r + 3];
+        if (four) fill_four(x + r, whole, r, R, q);
+        for (int32_t end = r + (four ? 4 : 1); r < end; r++) fill_row(x[r], k, four ? whole : 0, padded, r, R, q);
+    }
+}
+
+/* Sum of x over one group: of the sums that came with x where they divide it. */
+static int32_t group_sum(const panel_job *j, const int8_t *x, const int32_t *sums, int64_t g, int64_t group) {
+    int64_t k = j->finish.args->w->shape.k, unit = j->finish.args->x.sum_k, from = g * group;
+    int64_t end = from + group < k ? from + group : k;
+    int32_t sum = 0;
+    if (sums && unit > 0 && group % unit == 0)
+        for (int64_t i = from / unit; i * unit < end; i++) sum += sums[i];
+    else
+        for (int64_t i = from; i < end; i++) sum += x[i];
+    return sum;
+}
+
+/* What goes with the codes of row r; x NULL: a row of zeros that fills the tile up. */
+static void fill_beside(const panel_job *j, const int8_t *x, int64_t row, int32_t r, int32_t R, char *at) {
     const panel_format *f = &j->format;
-    int64_t k = j->finish.args->w->shape.k, padded = (int64_t)f->blocks * f->block;
-    int32_t *q = (int32_t *)(void *)at, *init = (int32_t *)(void *)(at + j->q_bytes);
+    const qk_x *from = &j->finish.args->x;
+    int32_t *init = (int32_t *)(void *)(at + j->q_bytes);
     int16_t *pairs = (int16_t *)(void *)(at + j->q_bytes + j->init_bytes);
     float *scale = (float *)(void *)(at + j->q_bytes + j->init_bytes + j->pair_bytes);
-    int32_t group = f->scale == PANEL_CHANNEL ? (int32_t)padded : f->group;
+    int64_t group = f->scale == PANEL_CHANNEL ? (int64_t)f->blocks * f->block : f->group;
     int32_t zero = f->points ? -1 : f->zero - (f->bits == 8 ? j->isa->bias8 : 0);
+    const int32_t *sums = x && from->sums ? from->sums + row * ((from->k + from->sum_k - 1) / from->sum_k) : NULL;
     for (int32_t g = 0; g < j->groups; g++) {
-        int32_t sum = 0;
-        int64_t from = (int64_t)g * group, end = from + group;
-        for (int64_t i = from; i < end; i += 4) {
-            int8_t four[4] = {0, 0, 0, 0};
-            if (x && i < k) memcpy(four, x + i, k - i < 4 ? (size_t)(k - i) : 4);
-            memcpy(q + i / 4 * R + r, four, 4);
-            sum += four[0] + four[1] + four[2] + four[3];
-        }
+        int32_t sum = x ? group_sum(j, x, sums, g, group) : 0;
         init[(size_t)g * R + r] = -zero * sum;
         if (f->scale == PANEL_Q4K) pairs[((size_t)(g / 2) * R + r) * 2 + g % 2] = (int16_t)sum;
     }
-    for (int32_t s = 0; s < j->spans; s++) scale[(size_t)s * R + r] = scales ? scales[s] : 1.0f;
+    for (int32_t s = 0; s < j->spans; s++) scale[(size_t)s * R + r] = x ? from->scales[row * j->spans + s] : 1.0f;
 }
 
 static void fill_task(void *arg, int32_t index, int32_t count) {
@@ -91,12 +131,13 @@ static void fill_task(void *arg, int32_t index, int32_t count) {
     for (int64_t tile = first; tile < last; tile++) {
         char *at = (char *)j->finish.args->workspace + (size_t)tile * j->tile_bytes;
         int32_t rows = tile_rows(j, (int32_t)tile), R = height_of(j->isa, &j->format, rows);
+        const int8_t *row[PANEL_MAX_ROWS];
         for (int32_t r = 0; r < R; r++) {
-            int64_t row = tile * j->isa->max_rows + r;
-            bool real = r < rows;
-            fill_row(j, real ? (const int8_t *)x->data + row * x->ld : NULL, real ? x->scales + row * j->spans : NULL,
-                     r, R, at);
+            int64_t token = tile * j->isa->max_rows + r;
+            row[r] = r < rows ? (const int8_t *)x->data + token * x->ld : NULL;
+            fill_beside(j, row[r], token, r, R, at);
         }
+        fill_codes(j, row, R, (int8_t *)at);
     }
 }
 
