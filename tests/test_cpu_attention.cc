@@ -108,4 +108,61 @@ TEST_P(CpuAttention, NearTheReferenceAndTheSameBitsEverywhere) {
 
 INSTANTIATE_TEST_SUITE_P(Shapes, CpuAttention, testing::ValuesIn(kShapes));
 
+struct Rope {
+    int32_t head_dim, rotary_dim, interleaved;
+    bool norm;
+};
+
+// Norm, rotation and the cache's halves: on every ISA the bits of the reference.
+TEST(CpuRope, EqualsTheReference) {
+    const int32_t heads = 4, kv_heads = 2, page_tokens = 4, length[] = {7, 3}, first_row[] = {0, 5, 8}, table[] = {2, 0, 1, 3};
+    int compared = 0;
+    qk_device here;
+    ASSERT_EQ(qk_cpu_backend.describe(0, &here, nullptr), QE_OK);
+    for (const Rope &c : {Rope{256, 256, 0, true}, {256, 128, 0, false}, {64, 64, 1, true}, {48, 20, 1, false},
+                          {32, 0, 0, true}, {20, 10, 0, true}}) {
+        std::mt19937 random(11);
+        std::normal_distribution<float> normal;
+        std::vector<float> qkv(8 * (heads + 2 * kv_heads) * c.head_dim), norms(2 * c.head_dim), cs(16 * c.rotary_dim + 1);
+        for (auto *v : {&qkv, &norms, &cs})
+            for (float &x : *v) x = normal(random);
+        for (size_t i = 0; i < qkv.size(); i += 37) qkv[i] *= i % 2 ? 1e6f : 1e-7f;   // infinite and subnormal halves
+        std::vector<int32_t> position = {2, 3, 4, 5, 6, 0, 1, 2};
+        int64_t layer = 2LL * kv_heads * page_tokens * c.head_dim;
+        auto run = [&](auto rope_append, uint32_t isa, int32_t threads) {
+            std::vector<float> rows = qkv;
+            std::vector<uint16_t> pages((size_t)layer * 4, 0x1234);
+            qk_device device = {};
+            device.backend = QK_CPU, device.units = threads, device.isa = isa;
+            qk_queue queue = {&device, nullptr, nullptr, nullptr};
+            qk_kv kv = {};
+            kv.pages = pages.data(), kv.page_bytes = layer * 2, kv.page_tokens = page_tokens, kv.layers = 1;
+            kv.table = table, kv.ld_table = 2, kv.length = length, kv.quant.code = QE_CODE_F16, kv.quant.bits = 16;
+            qk_attention a = {};
+            a.heads = heads, a.kv_heads = kv_heads, a.head_dim = c.head_dim, a.sequences = 2, a.first_row = first_row;
+            a.type = QE_CODE_F32, a.kv = &kv;
+            qk_rope r = {};
+            r.qkv = rows.data(), r.ld = (heads + 2 * kv_heads) * c.head_dim, r.type = QE_CODE_F32, r.cos_sin = cs.data();
+            r.position = position.data(), r.rotary_dim = c.rotary_dim, r.interleaved = c.interleaved, r.eps = 1e-6f;
+            r.q_norm = c.norm ? norms.data() : nullptr, r.k_norm = c.norm ? norms.data() + c.head_dim : nullptr;
+            qe_error err = {};
+            EXPECT_EQ(rope_append(&r, &a, &queue, &err), QE_OK) << err.message;
+            std::vector<uint32_t> bits;   // queries, then the cache; the rest of qkv is scratch
+            for (int64_t i = 0; i < 8; i++)
+                for (int64_t d = 0; d < heads * c.head_dim; d++) bits.push_back(qe_f32_bits(rows[i * r.ld + d]));
+            bits.insert(bits.end(), pages.begin(), pages.end());
+            return bits;
+        };
+        auto expected = run(qk_ref_rope_append, 0, 1);
+        for (uint32_t isa : {0u, here.isa & QK_ISA_AVX2, here.isa}) {
+            for (int32_t threads : {1, 3}) {
+                ASSERT_EQ(run(qk_cpu_backend.ops.rope_append, isa, threads), expected) << c.head_dim << ", isa " << isa;
+                compared++;
+            }
+        }
+    }
+    printf("%d runs, up to %s\n", compared, here.name);
+    ASSERT_EQ(compared, 36);
+}
+
 }  // namespace

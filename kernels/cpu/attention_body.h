@@ -56,6 +56,13 @@ INLINE void dot_keys(const int Q, const int K, const attend_block *b, int first,
         for (int k = 0; k < K; k++) scores[k * b->count + first + q] = fold(sum[q][k]);
 }
 
+/* Few queries wait for memory: the next keys, and the values of the same slots, which lie a fixed way behind. */
+INLINE void prefetch_slots(const attend_block *b, const uint8_t *keys, int64_t bytes) {
+    const qk_attention *a = b->a;
+    const uint8_t *values = keys + (int64_t)a->kv_heads * a->kv->page_tokens * a->head_dim * 2;
+    for (int64_t i = 0; i < bytes; i += 64) v_prefetch_page(keys + i, values + i);
+}
+
 /* Scores of slots [from, end) for Q queries from `first`. */
 INLINE void score_slots(const int Q, const attend_block *b, int first, int64_t from, int64_t end) {
     float *scores = b->scores + (from - b->low) * b->count;
@@ -64,8 +71,10 @@ INLINE void score_slots(const int Q, const attend_block *b, int first, int64_t f
         const int64_t key_bytes = b->a->head_dim * 2;
         if (run > end - from) run = end - from;
         int64_t i = 0;
-        for (; i + ATTEND_KEYS <= run; i += ATTEND_KEYS, scores += ATTEND_KEYS * b->count)
+        for (; i + ATTEND_KEYS <= run; i += ATTEND_KEYS, scores += ATTEND_KEYS * b->count) {
+            if (Q < ATTEND_QUERIES) prefetch_slots(b, keys + i * key_bytes, ATTEND_KEYS * key_bytes);
             dot_keys(Q, ATTEND_KEYS, b, first, keys + i * key_bytes, scores);
+        }
         for (; i < run; i++, scores += b->count) dot_keys(Q, 1, b, first, keys + i * key_bytes, scores);
     }
 }

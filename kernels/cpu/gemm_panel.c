@@ -4,6 +4,9 @@
 #include <string.h>
 #include <qengine/num.h>
 #include "finish.h"
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 enum {
     SWEEP_BYTES = 256 * 1024,   /* of activations held against one panel: half the L2 of small cores */
@@ -72,10 +75,24 @@ static void fill_row(const int8_t *x, int64_t k, int64_t from, int64_t end, int3
 /* Columns [0, end) of four rows, into columns r to r + 3: 16 k at a time, so that stores are neighbors. */
 static void fill_four(const int8_t *const x[4], int64_t end, int32_t r, int32_t R, int8_t *q) {
     for (int64_t i = 0; i < end; i += 16) {
-        int32_t rows[4][4], steps[4][4];
+        int32_t steps[4][4];
+#if defined(__SSE2__)     /* gcc builds `steps` in memory word by word and waits for it */
+        __m128i a = _mm_loadu_si128((const __m128i *)(const void *)(x[0] + i));
+        __m128i b = _mm_loadu_si128((const __m128i *)(const void *)(x[1] + i));
+        __m128i c = _mm_loadu_si128((const __m128i *)(const void *)(x[2] + i));
+        __m128i d = _mm_loadu_si128((const __m128i *)(const void *)(x[3] + i));
+        __m128i ab = _mm_unpacklo_epi32(a, b), cd = _mm_unpacklo_epi32(c, d);
+        __m128i high_ab = _mm_unpackhi_epi32(a, b), high_cd = _mm_unpackhi_epi32(c, d);
+        _mm_storeu_si128((__m128i *)steps[0], _mm_unpacklo_epi64(ab, cd));
+        _mm_storeu_si128((__m128i *)steps[1], _mm_unpackhi_epi64(ab, cd));
+        _mm_storeu_si128((__m128i *)steps[2], _mm_unpacklo_epi64(high_ab, high_cd));
+        _mm_storeu_si128((__m128i *)steps[3], _mm_unpackhi_epi64(high_ab, high_cd));
+#else
+        int32_t rows[4][4];
         for (int j = 0; j < 4; j++) memcpy(rows[j], x[j] + i, 16);
         for (int s = 0; s < 4; s++)
             for (int j = 0; j < 4; j++) steps[s][j] = rows[j][s];
+#endif
         for (int s = 0; s < 4; s++) memcpy(q + ((i / 4 + s) * R + r) * 4, steps[s], 16);
     }
 }

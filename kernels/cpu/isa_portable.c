@@ -8,6 +8,6 @@
 #include "attention_body.h"
 #include "decoded_body.h"
 
-const panel_isa panel_isa_portable = {"portable", V_BIAS8, V_MAX_ROWS, kernel_find, widen, prepare_row, attend,
-                                    ATTEND_QUERIES};
+const panel_isa panel_isa_portable = {"portable", V_BIAS8, V_MAX_ROWS, kernel_find, widen, prepare_row, rope_head,
+                                    attend, ATTEND_QUERIES};
 const decoded_isa decoded_isa_portable = DECODED_ISA;

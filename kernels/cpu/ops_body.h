@@ -1,4 +1,4 @@
-/* One token's row of prepare(), compiled once per ISA as plain loops: elementwise steps and the fixed 512 lanes of
+/* One token's row of prepare() and one head of rope_append(), compiled once per ISA as plain loops: elementwise steps and the fixed 512 lanes of
  * quantization.md 7.5, so any vector width returns the same bits. */
 #include "panel.h"
 #include <math.h>
@@ -84,4 +84,34 @@ static void prepare_row(const qk_prepare *a, int64_t token, float *v) {
         for (int64_t i = g * out->sum_k; i < (g + 1) * out->sum_k && i < k; i++) sum += q[i];
         out->sums[token * sums + g] = sum;
     }
+}
+
+/* ---- rope and append --------------------------------------------------------------------------------------------- */
+static void store_halves(const float *v, int32_t n, uint16_t *out) {
+    int32_t i = 0;
+#if defined(V_AVX2) || defined(V_AVX512)
+    for (; i + 8 <= n; i += 8)
+        _mm_storeu_si128((__m128i *)(void *)(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(v + i), _MM_FROUND_TO_NEAREST_INT));
+#endif
+    for (; i < n; i++) out[i] = qe_f32_to_f16(v[i]);
+}
+
+static void rotate(const qk_rope *r, const float *restrict cs, float *restrict v) {
+    int32_t half = r->rotary_dim / 2, step = r->interleaved ? 2 : 1;
+    float *restrict w = v + (r->interleaved ? 1 : half);
+    for (int32_t i = 0; i < half; i++) {
+        float c = cs[2 * i], s = cs[2 * i + 1], a = v[i * step], b = w[i * step];
+        v[i * step] = fmaf(a, c, -(b * s));
+        w[i * step] = fmaf(b, c, a * s);
+    }
+}
+
+static void rope_head(const qk_rope *r, const float *norm, const float *cs, const float *from, int32_t dim, float *out,
+                      uint16_t *halves) {
+    float v[PANEL_HEAD_DIM];
+    memcpy(v, from, (size_t)dim * sizeof *v);
+    if (norm) scale_row(v, norm, rms_factor(v, dim, r->eps), dim);
+    if (cs) rotate(r, cs, v);
+    if (out) memcpy(out, v, (size_t)dim * sizeof *v);
+    else store_halves(v, dim, halves);
 }

@@ -11,7 +11,7 @@
 #include <qk.h>
 #include "attention.h"
 
-enum { PANEL_COLUMNS = 32, PANEL_MAX_ROWS = 12, PANEL_HEAD = 128 };
+enum { PANEL_COLUMNS = 32, PANEL_MAX_ROWS = 12, PANEL_HEAD = 128, PANEL_HEAD_DIM = 1024 };
 
 typedef enum panel_scale {
     PANEL_CHANNEL,   /* one fp32 scale a row in the panel head; int32 sums over all of k */
@@ -60,6 +60,9 @@ typedef struct panel_isa {
     void (*widen)(const panel_format *format, const uint8_t *panel, const panel_format *wide, uint8_t *out);
     /* One token of prepare() in its common form; `scratch` holds k floats. */
     void (*prepare_row)(const qk_prepare *a, int64_t token, float *scratch);
+    /* One head of rope_append(): norm and rotation where given, into `out` or else as halves. */
+    void (*rope_head)(const qk_rope *r, const float *norm, const float *cos_sin, const float *from, int32_t dim, float *out,
+                      uint16_t *halves);
     void (*attend)(const attend_block *block);
     int32_t attend_queries;   /* of a block at most */
 } panel_isa;
@@ -75,6 +78,7 @@ extern const qk_layout cpu_layout_panel;
 extern const qk_row cpu_row_panel;
 void cpu_parallel(const qk_queue *q, qk_task *task, void *arg, int32_t count);   /* in place without a pool */
 qe_status cpu_prepare(const qk_prepare *a, const qk_queue *q, qe_error *err);
+qe_status cpu_rope_append(const qk_rope *r, const qk_attention *a, const qk_queue *q, qe_error *err);
 size_t cpu_attention_bytes(const qk_device *device, const qk_attention *a);
 qe_status cpu_attention(const qk_attention *a, const qk_queue *q, qe_error *err);
 bool panel_format_of(const qk_shape *shape, panel_format *out, qk_why *why);

@@ -74,6 +74,10 @@ INLINE void v_prefetch(const uint8_t *p) {
     _mm_prefetch((const char *)p + 4096, _MM_HINT_T1);
     _mm_prefetch((const char *)p + 1024, _MM_HINT_T0);
 }
+INLINE void v_prefetch_page(const uint8_t *keys, const uint8_t *values) {
+    _mm_prefetch((const char *)keys + 2048, _MM_HINT_T0);
+    _mm_prefetch((const char *)values, _MM_HINT_T1);
+}
 
 #elif defined(V_AVX512)
 #include <immintrin.h>
@@ -136,6 +140,10 @@ INLINE vf vf_lookup16(const float *table, vi i) { return _mm512_permutexvar_ps(i
 INLINE void v_prefetch(const uint8_t *p) {
     _mm_prefetch((const char *)p + 8192, _MM_HINT_T1);
     _mm_prefetch((const char *)p + 2048, _MM_HINT_T0);
+}
+INLINE void v_prefetch_page(const uint8_t *keys, const uint8_t *values) {
+    _mm_prefetch((const char *)keys + 2048, _MM_HINT_T0);
+    _mm_prefetch((const char *)values, _MM_HINT_T1);
 }
 
 #else /* portable: arrays of 16 lanes, the shape of AVX-512, so its logic runs on any machine */
@@ -213,5 +221,6 @@ INLINE int32_t lane_dot(int32_t acc, uint32_t w, uint32_t x) {
 INLINE vi dot_small(vi acc, vi w, vi x) { EACH_LANE(vi, lane_dot(acc.v[i], (uint32_t)w.v[i], (uint32_t)x.v[i])); }
 INLINE vi dot_eight(vi acc, vi w, vi x) { return dot_small(acc, w, x); }
 INLINE void v_prefetch(const uint8_t *p) { (void)p; }
+INLINE void v_prefetch_page(const uint8_t *keys, const uint8_t *values) { (void)keys, (void)values; }
 #endif
 #endif
