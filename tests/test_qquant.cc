@@ -58,6 +58,25 @@ TEST_F(Qquant, WritesReportsAndCompares) {
     EXPECT_NE(compare.out.find("KL mean 0.00"), std::string::npos) << compare.out;
 }
 
+/* The recipe of a budget, run again, makes the same folder; --explain shows what was chosen from. */
+TEST_F(Qquant, BudgetAndItsRecipe) {
+    std::vector<std::string> calibration = {"--calib", QE_TEST_DATA "/calib.txt", "--calib-sequences", "2"};
+    auto with = [&](std::vector<std::string> args) {
+        args.insert(args.end(), calibration.begin(), calibration.end());
+        return run(args);
+    };
+    Result explain = with({"--model", tiny, "--budget", "4.5", "--scheme", "w3a16-g128,w4a16-g128,w8a16-g128", "--explain"});
+    ASSERT_EQ(explain.code, 0) << explain.err;
+    EXPECT_EQ(std::count(explain.out.begin(), explain.out.end(), '*'), 16);
+    EXPECT_NE(explain.out.find("model.layers.3.mlp.down_proj"), std::string::npos);
+    Result first = with({"--model", tiny, "--budget", "4.5", "--out", folder.file("m"), "--recipe-out", folder.file("r.json"), "--text", QE_TEST_DATA "/calib.txt"});
+    ASSERT_EQ(first.code, 0) << first.err;
+    EXPECT_NE(first.out.find("KL mean 0.00"), std::string::npos) << first.out;
+    Result second = with({"--model", tiny, "--scheme", folder.file("r.json"), "--out", folder.file("n"), "--text", QE_TEST_DATA "/calib.txt"});
+    ASSERT_EQ(second.code, 0) << second.err;
+    EXPECT_EQ(contents(folder.file("m")), contents(folder.file("n")));
+}
+
 TEST_F(Qquant, MistakesGetOneLine) {
     folder.write("empty.txt", "");
     folder.write("short.txt", "Hi");
@@ -69,6 +88,13 @@ TEST_F(Qquant, MistakesGetOneLine) {
         {{"--model", tiny, "--scheme", "w8a8", "--nonsense"}, 2, "--nonsense"},
         {{"--model", tiny, "--scheme", "w8a8", "--out", "x", "--threads", "none"}, 2, "none"},
         {{"--compare", tiny, "--model", tiny}, 2, "--text"},
+        {{"--model", tiny, "--budget", "many", "--calib", QE_TEST_DATA "/calib.txt", "--out", "x"}, 2, "many"},
+        {{"--model", tiny, "--budget", "4.5X", "--calib", QE_TEST_DATA "/calib.txt", "--out", "x"}, 2, "4.5X"},
+        {{"--model", tiny, "--budget", "-1", "--calib", QE_TEST_DATA "/calib.txt", "--out", "x"}, 2, "-1"},
+        {{"--model", tiny, "--budget", "4.5", "--out", "x"}, 2, "--calib"},
+        {{"--model", tiny, "--scheme", "w8a8", "--recipe-out", "r", "--out", "x"}, 2, "--budget"},
+        {{"--model", tiny, "--budget", "2", "--calib", QE_TEST_DATA "/calib.txt", "--out", folder.file("a")}, 1, "3.3750"},
+        {{"--model", tiny, "--budget", "1K", "--calib", QE_TEST_DATA "/calib.txt", "--out", folder.file("a")}, 1, "1000 bytes"},
         {{"--model", "/nowhere", "--scheme", "w8a8", "--out", folder.file("a")}, 1, "/nowhere"},
         {{"--model", tiny, "--scheme", "w99", "--out", folder.file("a")}, 1, "w99"},
         {{"--model", tiny, "--scheme", "w8a8", "--method", "magic", "--out", folder.file("a")}, 1, "magic"},

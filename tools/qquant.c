@@ -19,6 +19,7 @@ enum { EXIT_ERROR = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
 static const char usage[] =
     "usage: qquant --model DIR --scheme S --out PATH [--method M] [--calib FILE] [options]\n"
     "       qquant --model DIR --scheme S --dry-run | --explain    sizes and memory, or each linear's fate; nothing is written\n"
+    "       qquant --model DIR --budget B [--scheme S,S,...] --calib FILE --out PATH [--recipe-out FILE]      mixed precision\n"
     "       qquant --compare REFERENCE --model CANDIDATE --text FILE [--quantize R]   perplexity, KL, agreement\n"
     "       qquant --list                                          schemes, methods, formats\n"
     "  --model DIR       a Hugging Face folder with FP16, BF16 or FP32 weights\n"
@@ -26,13 +27,18 @@ static const char usage[] =
     "  --method M        rtn, gptq, gptq-order, adaround, ...; awq+, smoothquant+, rotate+ before it\n"
     "  --calib FILE      UTF-8 text for methods that need one; --calib-tokens 512, --calib-sequences 128\n"
     "  --format F        compressed-tensors, gptq, gguf, qengine (default: the first that holds the scheme)\n"
+    "  --budget B        4.5: mean bits of a weight; 120M: bytes of all tensors (K, M, G: powers of 1000). Chooses among the\n"
+    "                    schemes of --scheme by what each costs the model's output on the text\n"
+    "  --recipe-out FILE the recipe chosen under --budget; given to --scheme it makes the same bytes again\n"
+    "  --text FILE       held-out text: the result is compared with its source before it is put in place, for the report\n"
     "  --resume          go on where an earlier run of the same command stopped\n"
     "  --shard-bytes N   largest safetensors file (4 GiB);  --seed S;  --threads T\n"
     "  --quiet           no progress, no table;  --version\n";
 
 typedef struct options {
-    const char *model, *scheme, *method, *calib, *format, *out, *compare, *text, *quantize;
+    const char *model, *scheme, *method, *calib, *format, *out, *compare, *text, *quantize, *budget, *recipe_out;
     long        tokens, sequences, threads, shard, seed;
+    double      budget_bits, budget_bytes;
     bool        resume, dry_run, explain, list, quiet;
 } options;
 
@@ -40,8 +46,9 @@ typedef struct program {
     options    o;
     qe_device *device;
     qe_model  *model;
-    char      *recipe, *calibration;
-    size_t     calibration_bytes;
+    char      *recipe, *calibration, *text;
+    size_t     calibration_bytes, text_bytes;
+    char       choice_of[256];
     double     start_s, first_done;
     bool       shown;
     qe_error   err;
@@ -90,11 +97,24 @@ static bool store(value_kind kind, void *to, const char *value) {
     return end != value && !*end && *(long *)to >= 1;
 }
 
+/* "4.5": bits of a weight; with K, M or G: bytes. */
+static bool read_budget(options *o) {
+    static const char units[] = "KMG";
+    char *end;
+    double value = strtod(o->budget, &end), factor = 1000;
+    const char *unit = *end ? strchr(units, *end) : NULL;
+    if (end == o->budget || !(value > 0) || value > 1e12 || (*end && (!unit || end[1]))) return false;
+    for (const char *u = units; unit && u < unit; u++) factor *= 1000;
+    if (unit) o->budget_bytes = value * factor;
+    else o->budget_bits = value;
+    return unit || value <= 64;
+}
+
 static int parse(int argc, char **argv, options *o) {
     const struct { const char *name; value_kind kind; void *to; } table[] = {
         {"--model", TEXT, &o->model}, {"--scheme", TEXT, &o->scheme}, {"--method", TEXT, &o->method}, {"--calib", TEXT, &o->calib},
         {"--format", TEXT, &o->format}, {"--out", TEXT, &o->out}, {"--compare", TEXT, &o->compare}, {"--text", TEXT, &o->text},
-        {"--quantize", TEXT, &o->quantize}, {"--calib-tokens", COUNT, &o->tokens},
+        {"--quantize", TEXT, &o->quantize}, {"--budget", TEXT, &o->budget}, {"--recipe-out", TEXT, &o->recipe_out}, {"--calib-tokens", COUNT, &o->tokens},
         {"--calib-sequences", COUNT, &o->sequences}, {"--threads", COUNT, &o->threads}, {"--shard-bytes", COUNT, &o->shard},
         {"--seed", COUNT, &o->seed}, {"--resume", FLAG, &o->resume},
         {"--dry-run", FLAG, &o->dry_run}, {"--explain", FLAG, &o->explain}, {"--list", FLAG, &o->list}, {"--quiet", FLAG, &o->quiet}};
@@ -113,7 +133,10 @@ static int parse(int argc, char **argv, options *o) {
     if (o->list) return 0;
     if (!o->model) return usage_error("--model DIR is missing", NULL);
     if (o->compare) return o->text ? 0 : usage_error("--compare needs --text FILE", NULL);
-    if (!o->scheme) return usage_error("--scheme is missing; --list shows them", NULL);
+    if (o->budget && !read_budget(o)) return usage_error("a budget is bits of a weight (4.5, at most 64) or bytes (120M), not", o->budget);
+    if (o->budget && !o->calib) return usage_error("--budget needs --calib FILE", NULL);
+    if (o->recipe_out && !o->budget) return usage_error("--recipe-out needs --budget", NULL);
+    if (!o->scheme && !o->budget) return usage_error("--scheme is missing; --list shows them", NULL);
     if (!o->out && !o->dry_run && !o->explain) return usage_error("--out PATH is missing", NULL);
     return 0;
 }
@@ -182,6 +205,45 @@ static int on_progress(void *ctx, double done, double total) {
     return interrupted;
 }
 
+/* A line for each input of each layer: what it got, and what the candidates lose. */
+static void on_choice(void *ctx, const qe_quantize_choice *c) {
+    program *p = ctx;
+    if (p->shown) fprintf(stderr, "\r\x1b[K");
+    p->shown = false;
+    if (!p->o.explain) return;
+    if (strcmp(p->choice_of, c->module)) printf("%s%s\n", p->choice_of[0] ? "" : "choices, each with its bytes and the KL it adds\n", c->module);
+    snprintf(p->choice_of, sizeof p->choice_of, "%s", c->module);
+    if (c->bytes < 0) printf("    %-30s not held by the format\n", c->scheme);
+    else printf("  %s %-30s %12lld %12.3e\n", c->picked ? "*" : " ", c->scheme, (long long)c->bytes, c->loss);
+}
+
+static void on_chosen(void *ctx, const char *recipe) {
+    program *p = ctx;
+    free(p->recipe);
+    size_t bytes = strlen(recipe) + 1;
+    p->recipe = malloc(bytes);
+    if (p->recipe) memcpy(p->recipe, recipe, bytes);
+}
+
+/* The recipe of a budget, kept for the run that follows. */
+static qe_status save_recipe(program *p) {
+    if (!p->recipe) return qe_error_set(&p->err, QE_E_NOMEM, "no memory for a recipe");
+    if (!p->o.recipe_out) return QE_OK;
+    FILE *file = fopen(p->o.recipe_out, "w");
+    bool good = file && fputs(p->recipe, file) >= 0;
+    if (file && fclose(file)) good = false;
+    return good ? QE_OK : qe_error_at(&p->err, QE_E_IO, p->o.recipe_out, -1, "cannot be written");
+}
+
+static void on_quality(void *ctx, const qe_quality *q) {
+    program *p = ctx;
+    if (p->shown) fprintf(stderr, "\r\x1b[K");
+    p->shown = false;
+    printf("tokens %lld  perplexity %.4f, reference %.4f (%+.2f %%)  KL mean %.5f, p99 %.5f, max %.4f  top-1 %.2f %%\n",
+           (long long)q->tokens, q->perplexity, q->perplexity_reference, 100 * (q->perplexity / q->perplexity_reference - 1),
+           q->kl_mean, q->kl_p99, q->kl_max, 100 * q->top1_agreement);
+}
+
 static qe_quantize_options options_of(program *p) {
     return (qe_quantize_options){.struct_size = sizeof(qe_quantize_options),
                                  .flags = p->o.resume ? QE_QUANTIZE_RESUME : 0,
@@ -197,7 +259,14 @@ static qe_quantize_options options_of(program *p) {
                                  .seed = (uint64_t)p->o.seed,
                                  .layer = on_layer,
                                  .progress = on_progress,
-                                 .ctx = p};
+                                 .ctx = p,
+                                 .budget_bits = p->o.budget_bits,
+                                 .budget_bytes = (uint64_t)p->o.budget_bytes,
+                                 .choice = on_choice,
+                                 .chosen = on_chosen,
+                                 .quality_text = p->text,
+                                 .quality_bytes = p->text_bytes,
+                                 .quality = on_quality};
 }
 
 static void print_plan(const qe_quantize_plan *plan) {
@@ -212,14 +281,24 @@ static qe_status quantize(program *p) {
     const qe_model_options model = {.struct_size = sizeof model};
     size_t bytes;
     QE_TRY(qe_model_open(p->o.model, &model, &p->model, &p->err));
-    if (p->o.scheme && !access(p->o.scheme, R_OK)) QE_TRY(read_file(p, p->o.scheme, &p->recipe, &bytes));
+    if (p->o.scheme && !p->o.budget && !access(p->o.scheme, R_OK)) QE_TRY(read_file(p, p->o.scheme, &p->recipe, &bytes));
     if (p->o.calib) QE_TRY(read_file(p, p->o.calib, &p->calibration, &p->calibration_bytes));
+    if (p->o.text) QE_TRY(read_file(p, p->o.text, &p->text, &p->text_bytes));
     QE_TRY(open_device(p));
     qe_quantize_options o = options_of(p);
     qe_quantize_plan plan;
     o.flags |= QE_QUANTIZE_PLAN_ONLY;
     if (!p->o.explain) o.layer = NULL;
+    p->start_s = now_s();
+    p->first_done = -1;
     QE_TRY(qe_model_quantize(p->device, p->model, &o, &plan, &p->err));
+    if (p->o.budget) {
+        QE_TRY(save_recipe(p));
+        o.recipe = p->recipe;
+        o.method = NULL;
+        o.budget_bits = 0;
+        o.budget_bytes = 0;
+    }
     if (!p->o.quiet) print_plan(&plan);
     fflush(stdout);
     if (p->o.dry_run || p->o.explain) return QE_OK;
@@ -264,10 +343,7 @@ static qe_status compare_ids(program *p, const side *a, const side *b, const cha
     if (!status) status = qe_quality_measure(a->engine, b->engine, ids, (int64_t)count, 0, on_tokens, p, &q, &p->err);
     free(ids);
     if (status) return status;
-    if (p->shown) fprintf(stderr, "\r\x1b[K");
-    printf("tokens %lld  perplexity %.4f, reference %.4f (%+.2f %%)  KL mean %.5f, p99 %.5f, max %.4f  top-1 %.2f %%\n",
-           (long long)q.tokens, q.perplexity, q.perplexity_reference, 100 * (q.perplexity / q.perplexity_reference - 1),
-           q.kl_mean, q.kl_p99, q.kl_max, 100 * q.top1_agreement);
+    on_quality(p, &q);
     return QE_OK;
 }
 
@@ -310,5 +386,6 @@ int main(int argc, char **argv) {
     qe_device_destroy(p.device);
     free(p.recipe);
     free(p.calibration);
+    free(p.text);
     return code;
 }

@@ -205,6 +205,9 @@ void      qe_window_release_ends(qe_engine *engine);
 /* Sizes the workspaces for pieces of m rows, so that steps need not grow them. */
 qe_status qe_forward_reserve(qe_engine *engine, int64_t m, qe_error *err);
 
+/* Of two rows of logits: sum of p (log p - log q), p the reference's. */
+double qe_kl_divergence(const float *reference, const float *candidate, int64_t n);
+
 /* Options as the caller's version of the struct has them; what it has beyond ours must be zero. */
 qe_status qe_options_read(const void *in, uint32_t struct_size, void *out, size_t out_bytes, qe_error *err);
 #endif

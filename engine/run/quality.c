@@ -28,17 +28,28 @@ static double log_sum(const float *row, int64_t n, int64_t *top) {
     return high + log(sum);
 }
 
-static void score(pair *p, const float *a, const float *b, int32_t next) {
-    int64_t top[2];
-    double la = log_sum(a, p->vocab, &top[0]), lb = log_sum(b, p->vocab, &top[1]), kl = 0;
-    for (int64_t i = 0; i < p->vocab; i++) {
-        double pa = (double)a[i] - la, pb = (double)b[i] - lb;
+static double divergence(const float *reference, double la, const float *candidate, double lb, int64_t n) {
+    double kl = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double pa = (double)reference[i] - la, pb = (double)candidate[i] - lb;
         kl += exp(pa) * (pa - pb);
     }
+    return kl > 0 ? kl : 0;
+}
+
+double qe_kl_divergence(const float *reference, const float *candidate, int64_t n) {
+    int64_t top;
+    double la = log_sum(reference, n, &top), lb = log_sum(candidate, n, &top);
+    return divergence(reference, la, candidate, lb, n);
+}
+
+static void score(pair *p, const float *a, const float *b, int32_t next) {
+    int64_t top[2];
+    double la = log_sum(a, p->vocab, &top[0]), lb = log_sum(b, p->vocab, &top[1]);
     p->nll[0] += la - (double)a[next];
     p->nll[1] += lb - (double)b[next];
     p->agreed += top[0] == top[1];
-    p->kl[p->scored++] = kl > 0 ? kl : 0;
+    p->kl[p->scored++] = divergence(a, la, b, lb, p->vocab);
 }
 
 static qe_status window_scores(pair *p, const int32_t *ids, int64_t count, qe_error *err) {

@@ -76,10 +76,22 @@ static qe_status make_ends(qe_job *job, qe_error *err) {
     return qe_out_mark(job->out, err);
 }
 
+/* A recipe of one line is in the report; one that was written, or chosen under a budget, is a file to run again. */
+static qe_status save_recipe(qe_job *job, qe_error *err) {
+    const char *recipe = job->o->recipe;
+    if (!strchr(recipe, '{')) return QE_OK;
+    if (job->format->kind == QE_OUT_GGUF) return qe_out_beside(job->out, ".recipe.json", recipe, strlen(recipe), err);
+    return qe_out_side(job->out, "quantization_recipe.json", recipe, strlen(recipe), err);
+}
+
 static qe_status commit(qe_job *job, qe_error *err) {
     json_t *notes = NULL;
+    QE_TRY(save_recipe(job, err));
     if (job->format->kind == QE_OUT_SAFETENSORS) {
         QE_TRY(qe_job_side_files(job, err));
+    }
+    if (job->o->quality_text) QE_TRY(qe_job_measure(job, err));
+    if (job->format->kind == QE_OUT_SAFETENSORS) {
         notes = qe_job_notes(job);
         if (!notes) return qe_error_set(err, QE_E_NOMEM, "no memory for the report");
     }
@@ -127,7 +139,12 @@ static qe_status run(qe_job *job, qe_error *err) {
 static qe_status check_options(const qe_quantize_options *o, qe_error *err) {
     if (o->flags & ~(uint32_t)(QE_QUANTIZE_RESUME | QE_QUANTIZE_PLAN_ONLY))
         return qe_error_set(err, QE_E_ARGUMENT, "options.flags 0x%x has unknown bits", o->flags);
-    if (!o->recipe || !*o->recipe) return qe_error_set(err, QE_E_ARGUMENT, "options.recipe is missing");
+    if (!(o->budget_bits >= 0) || o->budget_bits > 64 || (o->budget_bits > 0 && o->budget_bytes))
+        return qe_error_set(err, QE_E_ARGUMENT, "a budget is bits of a weight, at most 64, or bytes, and not both");
+    if ((o->budget_bits > 0 || o->budget_bytes) && o->recipe && strchr(o->recipe, '{'))
+        return qe_error_set(err, QE_E_ARGUMENT, "with a budget the recipe is a list of schemes, not a map");
+    if ((!o->recipe || !*o->recipe) && !(o->budget_bits > 0) && !o->budget_bytes)
+        return qe_error_set(err, QE_E_ARGUMENT, "options.recipe is missing");
     if (!o->out && !(o->flags & QE_QUANTIZE_PLAN_ONLY)) return qe_error_set(err, QE_E_ARGUMENT, "options.out is missing");
     if (o->sequence_tokens < 0 || o->sequences < 0 || o->sequence_tokens > 65536)
         return qe_error_set(err, QE_E_ARGUMENT, "sequence_tokens or sequences is out of range");
@@ -144,8 +161,15 @@ qe_status qe_model_quantize(qe_device *device, const qe_model *model, const qe_q
     if (qe_store_get_kind(model->store) != QE_STORE_SAFETENSORS)
         return qe_error_set(err, QE_E_UNSUPPORTED, "only Hugging Face folders are quantized to checkpoints");
     qe_job job = {.device = device, .model = model, .o = &o, .start_us = qe_os_now_us()};
+    char *mixed = NULL;
     unsigned fp = qe_fp_enter();
-    qe_status status = run(&job, err);
+    qe_status status = o.budget_bits > 0 || o.budget_bytes ? qe_job_mix(device, model, &o, &mixed, err) : QE_OK;
+    if (mixed) {
+        if (o.chosen) o.chosen(o.ctx, mixed);
+        o.recipe = mixed;
+        o.method = NULL;        /* it is in the recipe */
+    }
+    if (!status) status = run(&job, err);
     qe_fp_leave(fp);
     if (plan) {
         *plan = job.plan;
@@ -156,8 +180,8 @@ qe_status qe_model_quantize(qe_device *device, const qe_model *model, const qe_q
     qe_job_free_items(&job);
     qe_recipe_free(job.recipe);
     json_decref(job.report);
-    free(job.stream.ids);
-    free(job.stream.hidden);
-    free(job.stream.delta);
+    json_decref(job.quality);
+    qe_stream_free(&job.stream);
+    free(mixed);
     return status;
 }

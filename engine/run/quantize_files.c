@@ -81,6 +81,7 @@ static json_t *whole_report(const qe_job *job) {
         json_object_set_new(out, "calibration_sha256", json_string(job->text_hash));
         json_object_set_new(out, "calibration_tokens", json_integer(job->stream.count));
     }
+    if (job->quality) json_object_set(out, "quality", job->quality);
     json_object_set(out, "layers", job->report);
     return out;
 }
@@ -141,7 +142,7 @@ json_t *qe_job_notes(const qe_job *job) {
     return notes;
 }
 
-/* Room for the report as it stands escaped in a header: quotes double. */
+/* Room for the report as it stands escaped in a header: its quotes double, those of a recipe within it twice. */
 uint64_t qe_job_note_bytes(const qe_job *job) {
-    return 4096 + 2 * strlen(job->o->recipe) + 600 * (uint64_t)job->plan.linears;
+    return 4096 + 4 * strlen(job->o->recipe) + 600 * (uint64_t)job->plan.linears;
 }

@@ -2,7 +2,9 @@
  *
  *   quantize.c        the call: options, plan, layers in turn, commit
  *   quantize_plan.c   every tensor of the source and what becomes of it
+ *   quantize_mixed.c  a budget turned into a recipe
  *   quantize_layer.c  one layer: statistics of its inputs, roundings, what the next layer sees
+ *   quantize_measure.c  the result against its source
  *   quantize_files.c  config.json, tokenizer files, GGUF keys, the report */
 #ifndef QE_RUN_QUANTIZE_INTERNAL_H
 #define QE_RUN_QUANTIZE_INTERNAL_H
@@ -46,12 +48,19 @@ typedef struct qe_job {
     qe_engine                 *window;              /* NULL: no calibration */
     qe_stream                  stream;
     json_t                    *report;              /* list, one entry a linear */
+    json_t                    *quality;             /* NULL: not measured */
     double                     done, total;
     int64_t                    finished;            /* linears */
     uint64_t                   start_us;
 } qe_job;
 
+qe_status qe_job_items(qe_job *job, qe_error *err);                /* the list, nothing decided */
 qe_status qe_job_plan(qe_job *job, qe_error *err);                 /* items, format, sizes */
+/* An item as a recipe has it under the job's format, whatever it was before; then its bytes there. */
+qe_status qe_item_become(const qe_job *job, const qe_recipe *recipe, qe_item *item, qe_error *err);
+uint64_t  qe_item_bytes(const qe_job *job, const qe_item *item);
+/* The recipe that makes the most of the options' budget: sensitivities measured, then chosen exactly. *recipe: free(). */
+qe_status qe_job_mix(qe_device *device, const qe_model *model, const qe_quantize_options *o, char **recipe, qe_error *err);
 qe_status qe_job_declare(qe_job *job, qe_error *err);              /* into job->out */
 bool      qe_item_done(const qe_job *job, const qe_item *item);
 void      qe_job_free_items(qe_job *job);
@@ -62,6 +71,12 @@ qe_status qe_job_copy(qe_job *job, qe_item *item, qe_error *err);
 /* Rounds a linear as its decision says and writes it; w[n][k] is changed by transforms before. */
 qe_status qe_job_start_stream(qe_job *job, qe_error *err);
 qe_status qe_job_layer(qe_job *job, int64_t layer, qe_error *err);
+/* Every sequence through `layer` (below 0: the embedding); with `keep` its result takes the place of its input. */
+qe_status qe_job_run_stream(qe_job *job, int64_t layer, const qe_tap *tap, bool keep, qe_error *err);
+/* Sequences [from, to) become the window's batch; rows of theirs copied to or from the window. */
+void      qe_stream_fill(qe_engine *window, const qe_stream *s, int64_t from, int64_t to);
+void      qe_stream_free(qe_stream *s);
+qe_status qe_stream_move(qe_engine *window, void *to, const void *from, int64_t rows, qe_error *err);
 qe_status qe_job_progress(qe_job *job, double weights, qe_error *err);
 
 char     *qe_job_config(const qe_job *job, qe_error *err);         /* config.json of the result; free() */
@@ -69,6 +84,8 @@ qe_status qe_job_side_files(qe_job *job, qe_error *err);
 qe_status qe_job_gguf_keys(qe_job *job, qe_error *err);
 qe_status qe_job_save_report(qe_job *job, bool last, qe_error *err);
 qe_status qe_job_load_report(qe_job *job, qe_error *err);
+/* The finished tensors against the model, on the options' text: job->quality. */
+qe_status qe_job_measure(qe_job *job, qe_error *err);
 json_t   *qe_job_notes(const qe_job *job);
 uint64_t  qe_job_note_bytes(const qe_job *job);
 #endif

@@ -17,7 +17,7 @@ static int64_t sequence_end(const qe_stream *s, int64_t sequence) {
 }
 
 /* Sequences [from, to) as the batch: each from position 0, in pages of its own. */
-static void fill(qe_engine *e, const qe_stream *s, int64_t from, int64_t to) {
+void qe_stream_fill(qe_engine *e, const qe_stream *s, int64_t from, int64_t to) {
     qe_batch *b = &e->batch;
     int64_t pages = qe_kv_pages_for(s->length), first = from * s->length;
     b->m = sequence_end(s, to - 1) - first;
@@ -38,33 +38,38 @@ static void fill(qe_engine *e, const qe_stream *s, int64_t from, int64_t to) {
     }
 }
 
-static qe_status move(qe_engine *e, void *to, const void *from, int64_t rows, qe_error *err) {
+qe_status qe_stream_move(qe_engine *e, void *to, const void *from, int64_t rows, qe_error *err) {
     QE_TRY(e->device->backend->copy(&e->queue, to, from, (size_t)(rows * e->hp.hidden) * sizeof(float), err));
     return e->device->backend->wait(&e->queue, err);
 }
 
-/* Every sequence through `layer` (below 0: the embedding); with `keep` its result takes the place of its input. */
-static qe_status run_stream(qe_job *job, int64_t layer, const qe_tap *tap, bool keep, qe_error *err) {
+qe_status qe_job_run_stream(qe_job *job, int64_t layer, const qe_tap *tap, bool keep, qe_error *err) {
     qe_engine *e = job->window;
     qe_stream *s = &job->stream;
     for (int64_t from = 0; from < s->sequences; from += e->max_sessions) {
         int64_t to = from + e->max_sessions < s->sequences ? from + e->max_sessions : s->sequences;
         float *hidden = s->hidden + from * s->length * e->hp.hidden, *delta = s->delta + from * s->length * e->hp.hidden;
-        fill(e, s, from, to);
+        qe_stream_fill(e, s, from, to);
         if (layer >= 0) {
-            QE_TRY(move(e, e->scratch.hidden.data, hidden, e->batch.m, err));
-            QE_TRY(move(e, e->scratch.delta.data, delta, e->batch.m, err));
+            QE_TRY(qe_stream_move(e, e->scratch.hidden.data, hidden, e->batch.m, err));
+            QE_TRY(qe_stream_move(e, e->scratch.delta.data, delta, e->batch.m, err));
             QE_TRY(qe_forward_layer(e, layer, tap, err));
         } else {
             QE_TRY(qe_forward_embed(e, err));
         }
         if (keep) {
-            QE_TRY(move(e, hidden, e->scratch.hidden.data, e->batch.m, err));
-            QE_TRY(move(e, delta, e->scratch.delta.data, e->batch.m, err));
+            QE_TRY(qe_stream_move(e, hidden, e->scratch.hidden.data, e->batch.m, err));
+            QE_TRY(qe_stream_move(e, delta, e->scratch.delta.data, e->batch.m, err));
         }
         QE_TRY(qe_job_progress(job, 0, err));
     }
     return QE_OK;
+}
+
+void qe_stream_free(qe_stream *s) {
+    free(s->ids);
+    free(s->hidden);
+    free(s->delta);
 }
 
 static qe_status encode(qe_job *job, size_t *count, int32_t *ids, size_t room, qe_error *err) {
@@ -97,7 +102,7 @@ qe_status qe_job_start_stream(qe_job *job, qe_error *err) {
     int64_t batch = s->length * (512 / s->length > 0 ? 512 / s->length : 1);
     QE_TRY(qe_engine_create_window(job->device, job->model, s->length, (int32_t)batch, &job->window, err));
     QE_TRY(qe_window_load_ends(job->window, true, false, err));
-    qe_status status = run_stream(job, -1, NULL, true, err);
+    qe_status status = qe_job_run_stream(job, -1, NULL, true, err);
     qe_window_release_ends(job->window);
     return status;
 }
@@ -246,7 +251,7 @@ static qe_status pass_on(qe_job *job, int64_t layer, qe_error *err) {
     const qe_weight_source source = {&w, form_written, read_written};
     if (!status) status = qe_window_load(job->window, &source, layer, err);
     if (!status) status = load_norms(job, &w, err);
-    if (!status) status = run_stream(job, layer, NULL, true, err);
+    if (!status) status = qe_job_run_stream(job, layer, NULL, true, err);
     qe_window_release(job->window, layer);
     qe_store_close(w.store);
     return status;
@@ -278,7 +283,7 @@ static qe_status make_layer(qe_job *job, int64_t layer, qe_error *err) {
         status = qe_statistics_start(&statistics, job, layer, err);
         if (!status) status = qe_window_load(job->window, NULL, layer, err);
         const qe_tap tap = {&statistics, qe_statistics_input};
-        if (!status) status = run_stream(job, layer, &tap, false, err);
+        if (!status) status = qe_job_run_stream(job, layer, &tap, false, err);
         qe_window_release(job->window, layer);
     }
     if (!status) status = qe_round_layer(job, layer, statistics.job ? &statistics : NULL, err);

@@ -18,7 +18,7 @@ static bool of_no_layer(qe_role role) { return role <= QE_ROLE_ROPE_FREQS; }
 static bool gguf(const qe_job *job) { return job->format->kind == QE_OUT_GGUF; }
 
 /* ---- the list ---------------------------------------------------------------------------------------------------------- */
-static qe_status make_items(qe_job *job, qe_error *err) {
+qe_status qe_job_items(qe_job *job, qe_error *err) {
     const qe_store *store = job->model->store;
     job->count = qe_store_tensor_count(store);
     job->items = calloc((size_t)job->count + 1, sizeof *job->items);
@@ -42,10 +42,10 @@ static qe_status make_items(qe_job *job, qe_error *err) {
     return QE_OK;
 }
 
-static qe_status decide(qe_job *job, qe_item *item, qe_error *err) {
+static qe_status decide(const qe_job *job, const qe_recipe *recipe, qe_item *item, qe_error *err) {
     char module[256];
     qe_model_module(job->model, item->role, item->layer < 0 ? 0 : item->layer, false, module, sizeof module);
-    QE_TRY(qe_recipe_decide(job->recipe, module, is_head(item->role), &item->decision, err));
+    QE_TRY(qe_recipe_decide(recipe, module, is_head(item->role), &item->decision, err));
     const qe_decision *d = &item->decision;
     item->linear = !d->keep && (qe_role_is_linear(item->role) || is_head(item->role));
     if (!item->linear || !is_head(item->role)) return QE_OK;
@@ -85,7 +85,7 @@ static char *name_of(const qe_job *job, const qe_item *item) {
 }
 
 /* GGUF: everything is written as rows of blocks; vectors as F32. */
-static void describe(qe_job *job, qe_item *item) {
+static void describe(const qe_job *job, qe_item *item) {
     static uint32_t some_order;
     qe_qtensor *form = &item->weight.form;
     const qe_decision *d = &item->decision;
@@ -109,19 +109,26 @@ static qe_status check_all(qe_job *job, qe_error *err) {
     return QE_OK;
 }
 
-static qe_status prepare_items(qe_job *job, qe_error *err) {
-    for (int64_t i = 0; i < job->count; i++) {
-        qe_item *item = &job->items[i];
-        if (gguf(job) && item->role == QE_ROLE_COUNT)
-            return qe_error_set(err, QE_E_UNSUPPORTED, "tensor \"%s\" has no place in a GGUF file of this family",
-                                qe_store_tensor_at(job->model->store, i)->name);
-        free(item->name);
-        item->name = name_of(job, item);
-        if (!item->name) return qe_error_set(err, QE_E_NOMEM, "no memory for a plan");
-        if (gguf(job) && !item->row_map) QE_TRY(qe_model_gguf_rows(job->model, item->role, &item->row_map, err));
-        describe(job, item);
-    }
+static qe_status prepare(const qe_job *job, qe_item *item, qe_error *err) {
+    if (gguf(job) && item->role == QE_ROLE_COUNT)
+        return qe_error_set(err, QE_E_UNSUPPORTED, "tensor \"%s\" has no place in a GGUF file of this family",
+                            qe_store_tensor_at(job->model->store, item->tensor)->name);
+    free(item->name);
+    item->name = name_of(job, item);
+    if (!item->name) return qe_error_set(err, QE_E_NOMEM, "no memory for a plan");
+    if (gguf(job) && !item->row_map) QE_TRY(qe_model_gguf_rows(job->model, item->role, &item->row_map, err));
+    describe(job, item);
     return QE_OK;
+}
+
+static qe_status prepare_items(qe_job *job, qe_error *err) {
+    for (int64_t i = 0; i < job->count; i++) QE_TRY(prepare(job, &job->items[i], err));
+    return QE_OK;
+}
+
+qe_status qe_item_become(const qe_job *job, const qe_recipe *recipe, qe_item *item, qe_error *err) {
+    QE_TRY(decide(job, recipe, item, err));
+    return prepare(job, item, err);
 }
 
 /* The form asked for, or compressed-tensors where it can hold the recipe. */
@@ -140,6 +147,13 @@ static qe_status choose_format(qe_job *job, qe_error *err) {
 }
 
 /* ---- sizes ------------------------------------------------------------------------------------------------------------- */
+uint64_t qe_item_bytes(const qe_job *job, const qe_item *item) {
+    const qe_store_tensor *t = qe_store_tensor_at(job->model->store, item->tensor);
+    if (!item->linear) return t->bytes;
+    return (uint64_t)(qe_quant_bits_per_weight(&item->weight.form.quant, t->rows, t->columns) * (double)t->rows *
+                      (double)t->columns / 8);
+}
+
 static void add_sizes(qe_job *job) {
     double bits = 0;
     uint64_t layer_bytes[2] = {0, 0}, largest = 0;     /* of layer 0, as stored and as floats */
@@ -151,15 +165,14 @@ static void add_sizes(qe_job *job) {
         uint64_t elements = (uint64_t)t->rows * (uint64_t)t->columns;
         if (item->layer == 0) layer_bytes[0] += t->bytes;
         if (item->layer == 0) layer_bytes[1] += 4 * elements;
+        p->file_bytes += qe_item_bytes(job, item);
         if (!item->linear) {
             p->kept++;
-            p->file_bytes += t->bytes;
             continue;
         }
         double b = qe_quant_bits_per_weight(&item->weight.form.quant, t->rows, t->columns);
         p->linears++;
         p->weights += elements;
-        p->file_bytes += (uint64_t)(b * (double)elements / 8);
         bits += b * (double)elements;
         largest = elements > largest ? elements : largest;
         job->calibrates |= qe_method_needs(item->decision.method) || item->decision.smooth ||
@@ -177,9 +190,9 @@ static void add_sizes(qe_job *job) {
 }
 
 qe_status qe_job_plan(qe_job *job, qe_error *err) {
-    QE_TRY(make_items(job, err));
+    QE_TRY(qe_job_items(job, err));
     for (int64_t i = 0; i < job->count; i++)
-        if (job->items[i].role != QE_ROLE_COUNT) QE_TRY(decide(job, &job->items[i], err));
+        if (job->items[i].role != QE_ROLE_COUNT) QE_TRY(decide(job, job->recipe, &job->items[i], err));
     QE_TRY(choose_format(job, err));
     add_sizes(job);
     job->linears = job->plan.linears;

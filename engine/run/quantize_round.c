@@ -197,20 +197,44 @@ static qe_status name_value(const qe_item *item, qe_status status, qe_error *err
     return qe_error_at(err, status, inner.where, inner.offset, "%s: %.300s", item->name, inner.message);
 }
 
-static qe_status round_one(layer_work *lw, qe_item *item, linear_work *work, qe_error *err) {
+/* The weights as floats, transformed, and rounded. */
+static qe_status make(const layer_work *lw, const qe_item *item, const qe_calibration *calibration, linear_work *work,
+                      qe_error *err) {
     const qe_decision *d = &item->decision;
-    int32_t input = qe_input_of(item->role);
     qe_executor executor = qe_job_executor(lw->job);
-    qe_calibration calibration = calibration_of(lw, input);
     qe_round_options options = {.struct_size = sizeof options, .method = d->method, .order = d->order, .seed = lw->job->o->seed,
                                 .executor = &executor};
     options.range = (qe_range_options){.struct_size = sizeof options.range, .method = d->range, .full_range = d->full_range};
     QE_TRY(place(item, work, err));
     QE_TRY(name_value(item, qe_weight_floats(lw->job->model, &item->ref, 0, item->ref.n, work->w, err), err));
-    transform(lw, item, input, work->w);
+    transform(lw, item, qe_input_of(item->role), work->w);
     if (item->weight.form.hadamard)
         QE_TRY(qe_hadamard(work->w, item->ref.n, item->ref.k, item->ref.k, item->weight.form.hadamard, 0, 0, &executor, err));
-    QE_TRY(name_value(item, qe_round_weights(work->w, item->ref.k, &calibration, &options, &work->t, err), err));
+    QE_TRY(name_value(item, qe_round_weights(work->w, item->ref.k, calibration, &options, &work->t, err), err));
+    return QE_OK;
+}
+
+qe_status qe_round_try(qe_job *job, qe_statistics *statistics, const qe_item *item, float *values, qe_layer_report *out,
+                       qe_error *err) {
+    linear_work work;
+    memset(&work, 0, sizeof work);
+    const layer_work lw = {.job = job, .statistics = statistics, .layer = item->layer};
+    qe_calibration calibration = calibration_of(&lw, qe_input_of(item->role));
+    qe_executor executor = qe_job_executor(job);
+    int64_t n = item->ref.n, k = item->ref.k;
+    qe_status status = make(&lw, item, &calibration, &work, err);
+    if (!status) status = qe_report_measure(work.w, k, &work.t, &calibration, out, err);
+    if (!status && values) status = qe_dequantize(&work.t, 0, n, values, k, err);
+    if (!status && values && item->weight.form.hadamard)
+        status = qe_hadamard(values, n, k, k, item->weight.form.hadamard, 0, 1, &executor, err);
+    release(&work);
+    return status;
+}
+
+static qe_status round_one(layer_work *lw, qe_item *item, linear_work *work, qe_error *err) {
+    int32_t input = qe_input_of(item->role);
+    qe_calibration calibration = calibration_of(lw, input);
+    QE_TRY(make(lw, item, &calibration, work, err));
     work->t.hadamard = item->weight.form.hadamard;
     work->t.act = item->weight.form.act;
     QE_TRY(static_input(lw, item, input, &work->t.act, err));

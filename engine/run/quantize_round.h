@@ -29,6 +29,9 @@ void      qe_statistics_end(qe_statistics *s);
 
 /* Every linear of a layer (below 0: those of none) that is not done: rounded, written, reported. */
 qe_status qe_round_layer(qe_job *job, int64_t layer, qe_statistics *statistics, qe_error *err);
+/* One linear rounded as its decision says and measured, nothing written; values[n][k], if not NULL, is what it became. */
+qe_status qe_round_try(qe_job *job, qe_statistics *statistics, const qe_item *item, float *values, qe_layer_report *out,
+                       qe_error *err);
 /* Tells the caller of linears an earlier run made. */
 qe_status qe_round_resumed(qe_job *job, int64_t layer, qe_error *err);
 /* Which input a linear reads; -1: none of the four. */

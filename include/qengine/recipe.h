@@ -15,7 +15,8 @@
  * Rules are tried in order, the first whose `match` fits a module's name applies (a name, a pattern with *, or "re:" and a
  * regular expression); its missing members come from the top. The embedding and the output head stay as they are unless a
  * rule names them. Methods: those of QE_METHOD_LIST, and before one of them, joined by +, awq, smoothquant or rotate.
- * "gptq-order" is GPTQ in the order of falling importance. */
+ * "gptq-order" is GPTQ in the order of falling importance. A folder whose recipe is JSON holds it as
+ * quantization_recipe.json (GGUF: beside the file, with .recipe.json): the same call with it gives the same bytes. */
 #ifndef QENGINE_RECIPE_H
 #define QENGINE_RECIPE_H
 #include <stddef.h>
@@ -37,6 +38,15 @@ typedef struct qe_quantize_layer {
     int32_t     resumed, reserved;          /* 1: an earlier run made it */
 } qe_quantize_layer;
 
+/* A budget's choices, told once they are made: what an input's linears of one layer cost and lose under one candidate. */
+typedef struct qe_quantize_choice {
+    const char *module, *scheme;            /* the first linear that reads the input; the candidate */
+    int64_t     layer;
+    int32_t     input, picked;              /* qkv 0, o 1, gate and up 2, down 3; 1: this candidate was chosen */
+    int64_t     bytes;                      /* below 0: the format cannot hold it, it was not offered */
+    double      loss;                       /* mean KL of the model's output that it adds, on the calibration text */
+} qe_quantize_choice;
+
 /* What a run will do and need, known before it starts. */
 typedef struct qe_quantize_plan {
     int64_t  linears, kept;                 /* quantized; left as they are */
@@ -45,6 +55,14 @@ typedef struct qe_quantize_plan {
     double   bits_per_weight;               /* of the quantized linears, scales and zeros counted */
     int64_t  calibration_tokens;            /* 0: the method needs none */
 } qe_quantize_plan;
+
+/* How far one model is from another on a text. Natural logarithms. */
+typedef struct qe_quality {
+    int64_t tokens;                         /* predicted */
+    double  perplexity_reference, perplexity;
+    double  kl_mean, kl_p99, kl_max;        /* of the reference's distribution from the candidate's, per token */
+    double  top1_agreement;                 /* share of tokens with the same most likely one */
+} qe_quality;
 
 enum { QE_QUANTIZE_RESUME = 1, QE_QUANTIZE_PLAN_ONLY = 2 };
 
@@ -64,6 +82,19 @@ typedef struct qe_quantize_options {
     void       (*layer)(void *ctx, const qe_quantize_layer *done);      /* NULL: none */
     int        (*progress)(void *ctx, double done, double total);       /* not 0: stop with QE_E_CANCELLED */
     void        *ctx;
+    /* Mixed precision: one of both above 0. `recipe` is then schemes separated by commas (NULL: those of the format) and
+     * the call makes its own recipe of them, which it tells. Sensitivities are measured on the calibration text with float
+     * inputs, beside the plan's memory in two copies of some logits (256 MiB at most); methods with awq+ or smoothquant+ are
+     * refused, since they tie a layer's linears together. */
+    double       budget_bits;               /* mean bits of a linear's weight, scales and zeros counted */
+    uint64_t     budget_bytes;              /* of all tensors written */
+    void       (*choice)(void *ctx, const qe_quantize_choice *choice);  /* NULL: none */
+    void       (*chosen)(void *ctx, const char *recipe);                /* NULL: none */
+    /* Held-out UTF-8 text; NULL: none. Before the checkpoint takes its place it is compared with the model it was made of, as
+     * by qe_quality_measure(), and its report says so. */
+    const char  *quality_text;
+    size_t       quality_bytes;
+    void       (*quality)(void *ctx, const qe_quality *quality); /* NULL: none */
 } qe_quantize_options;
 
 /* Layer after layer, at most two of them in memory. Runs on the device's threads; the result does not depend on their
@@ -73,13 +104,7 @@ typedef struct qe_quantize_options {
 QE_API qe_status qe_model_quantize(qe_device *device, const qe_model *model, const qe_quantize_options *options,
                                    qe_quantize_plan *plan, qe_error *err);
 
-/* Distance of `candidate` from `reference` on a text, in windows of `window` tokens (0: 512). Natural logarithms. */
-typedef struct qe_quality {
-    int64_t tokens;                         /* predicted */
-    double  perplexity_reference, perplexity;
-    double  kl_mean, kl_p99, kl_max;        /* of the reference's distribution from the candidate's, per token */
-    double  top1_agreement;                 /* share of tokens with the same most likely one */
-} qe_quality;
+/* Distance of `candidate` from `reference` on a text, in windows of `window` tokens (0: 512). */
 QE_API qe_status qe_quality_measure(qe_engine *reference, qe_engine *candidate, const int32_t *ids, int64_t count,
                                     int64_t window, qe_progress *progress, void *ctx, qe_quality *out, qe_error *err);
 
