@@ -142,7 +142,8 @@ enum { QK_ACT_NONE = 0, QK_ACT_SILU = 1, QK_ACT_GELU = 2, QK_ACT_GELU_TANH = 3, 
 /* x [post norm] (+ residual) -> norm or gate -> order, col_scale, Hadamard -> quantize: one pass over a token's row.
  * Arithmetic in fp32 as quantization.md 7.5: v = fl(fl(x * factor) * weight); gate: fl(act(gate) * up). */
 typedef struct qk_prepare {
-    const void *x;  int64_t ldx;  int32_t x_type;   /* qe_code F16/BF16/F32 */
+    const void *x;  int64_t ldx;  int32_t x_type;   /* qe_code F16/BF16/F32; INT: int8 codes on next's static grid, as
+                                                     * they are: no norm, gate, residual, order, scale or rotation */
     int32_t     norm, act;                          /* act != NONE: x is the gate, `up` the factor; norm is NONE */
     const void *up;                                 /* [m][k], ldx, x_type; NULL: x is [m][2k], columns interleaved */
     const float *norm_weight; float eps;            /* weight as multiplied (Gemma's +1 already added at load) */
@@ -151,6 +152,8 @@ typedef struct qk_prepare {
     const qk_weight *next;                          /* its order, col_scale, hadamard and act decide the output */
     qk_x       *out;                                /* laid out by qk_x_bytes() for at least out->m rows */
 } qk_prepare;
+/* QE_E_ARGUMENT unless a prepare of x_type INT asks for what leaves codes as they are. */
+qe_status qk_prepare_codes_check(const qk_prepare *prepare, qe_error *err);
 
 /* ---- GEMM: Y[m][n] = epilogue(X W^T) ----------------------------------------------------------------------------- */
 typedef struct qk_gemm {     /* the problem: everything a plan may depend on; no pointers */
@@ -176,6 +179,9 @@ typedef struct qk_gemm_args {
     int32_t      y_zero;
     void        *workspace;      /* plan.workspace_bytes, 256-byte aligned, contents free; one per queue */
 } qk_gemm_args;
+
+/* int8 output n of a sum, on the host: quantization.md 7.6. */
+int8_t qk_requantize(const qk_gemm_args *args, uint32_t sum, int64_t n);
 
 typedef struct qk_row qk_row;
 typedef struct qk_plan {     /* plain data; equal inputs give equal plans on any machine */

@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include <qengine/num.h>
+
 #include "qk.h"
 
 extern const qk_backend qk_ref_backend __attribute__((weak));
@@ -75,6 +77,26 @@ qe_status qk_gemm_run(const qk_plan *plan, const qk_gemm_args *args, const qk_qu
     if (plan->y_type == QE_CODE_INT && !args->requant == !args->requant_fixed)
         return qe_error_set(err, QE_E_ARGUMENT, "int8 output needs requant or requant_fixed, and one of them");
     return plan->row->run(plan, args, queue, err);
+}
+
+qe_status qk_prepare_codes_check(const qk_prepare *a, qe_error *err) {
+    const qk_weight *w = a->next;
+    if (w->shape.act.mode != QE_ACT_STATIC || a->norm || a->act || a->post_norm || a->residual || w->order ||
+        w->col_scale || w->hadamard)
+        return qe_error_set(err, QE_E_ARGUMENT,
+                            "int8 input needs a static act and no norm, gate, residual, order, scale or rotation");
+    return QE_OK;
+}
+
+int8_t qk_requantize(const qk_gemm_args *a, uint32_t sum, int64_t n) {
+    int32_t acc = (int32_t)(a->bias_q ? sum + (uint32_t)a->bias_q[n] : sum);
+    int64_t q;
+    if (a->requant_fixed) {
+        int32_t shift = a->requant_fixed[2 * n + 1];
+        q = ((int64_t)acc * a->requant_fixed[2 * n] + ((int64_t)1 << (shift - 1))) >> shift;
+    } else q = qe_rne(qe_clamp(qe_mul((float)acc, a->requant[n]), -1024.0f, 1024.0f));
+    q += a->y_zero;
+    return (int8_t)(q < -128 ? -128 : q > 127 ? 127 : q);
 }
 
 /* ---- what all backends agree on ---------------------------------------------------------------------------------- */

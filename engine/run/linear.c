@@ -7,6 +7,7 @@
 #include "base/check.h"
 #include "base/os.h"
 #include "run/device.h"
+#include "run/linear_requant.h"
 
 struct qe_linear {
     qe_device    *device;
@@ -16,6 +17,7 @@ struct qe_linear {
     float        *bias;                 /* on the device, as are order and col_scale of the weight */
     uint32_t      gemm_flags;
     int32_t       y_type;
+    qe_requant_table requant;           /* int8 output */
     int64_t       layout_bands;
     atomic_uchar *have;                 /* per layout band: taken by an append, or packed */
     _Atomic int64_t packed;             /* layout bands done */
@@ -67,8 +69,9 @@ static qe_status read_options(const qe_linear_options *in, const qe_qtensor *t, 
     }
     if (!o->act) o->act = &t->act;
     if (!o->y_type) o->y_type = QE_CODE_F32;
-    if (!float_type(o->y_type)) return qe_error_set(err, QE_E_ARGUMENT, "options.y_type is %d", o->y_type);
-    if (o->flags & ~(uint32_t)QE_LINEAR_RESIDUAL)
+    if (!float_type(o->y_type) && o->y_type != QE_CODE_INT)
+        return qe_error_set(err, QE_E_ARGUMENT, "options.y_type is %d", o->y_type);
+    if (o->flags & ~(uint32_t)(QE_LINEAR_RESIDUAL | QE_LINEAR_FIXED_POINT))
         return qe_error_set(err, QE_E_ARGUMENT, "options.flags 0x%x has unknown bits", o->flags);
     return QE_OK;
 }
@@ -94,6 +97,8 @@ static void fill_shape(qk_shape *s, const qe_qtensor *form, const qe_act *act) {
 static qe_status set_up(qe_linear *l, const qe_qtensor *form, const qe_linear_options *o, qe_error *err) {
     qk_shape *s = &l->weight.shape;
     fill_shape(s, form, o->act);
+    QE_TRY(qe_requant_begin(&l->requant, s, o, err));
+    bool float_bias = o->bias && !l->requant.on;
     s->layout = qk_layout_choose(&l->device->facts, s, NULL, NULL);
     if (!s->layout)
         return qe_error_set(err, QE_E_UNSUPPORTED, "no %s layout takes this weight", l->device->backend->name);
@@ -125,7 +130,7 @@ static qe_status set_up(qe_linear *l, const qe_qtensor *form, const qe_linear_op
         l->weight.col_scale = p;
         QE_TRY(status);
     }
-    if (o->bias) {
+    if (float_bias) {
         qe_status status = upload(l->device, o->bias, (size_t)s->n * sizeof(float), &p, err);
         l->bias = p;
         QE_TRY(status);
@@ -177,6 +182,7 @@ void qe_linear_destroy(qe_linear *l) {
     qe_device_release(l->device, (void *)(uintptr_t)l->weight.order, k * sizeof(uint32_t));
     qe_device_release(l->device, (void *)(uintptr_t)l->weight.col_scale, k * sizeof(float));
     qe_device_release(l->device, l->bias, n * sizeof(float));
+    qe_requant_end(&l->requant, l->device);
     free(l->have);
     free(l);
 }
@@ -273,6 +279,7 @@ qe_status qe_linear_append(qe_linear *l, const qe_qtensor *band, qe_error *err) 
     if (l->finished) return qe_error_set(err, QE_E_STATE, "the linear is finished");
     unsigned fp = qe_fp_enter();
     qe_status status = check_band(l, band, err);
+    if (!status) status = qe_requant_band(&l->requant, band, err);
     if (!status) {
         int64_t rows = l->weight.shape.layout->band_rows, from = band->first_row / rows;
         int64_t end = (band->first_row + band->n + rows - 1) / rows, taken = from;
@@ -300,6 +307,7 @@ qe_status qe_linear_finish(qe_linear *l, qe_error *err) {
         return qe_error_set(err, QE_E_STATE, "row %lld was never appended",
                             (long long)(missing * l->weight.shape.layout->band_rows));
     }
+    QE_TRY(qe_requant_finish(&l->requant, l->device, err));
     l->finished = true;
     return QE_OK;
 }
@@ -352,6 +360,7 @@ static qe_status plan_run(const qe_linear *l, int64_t m, int32_t x_type, int32_t
                           qk_reason *reasons, void *ctx, qe_error *err) {
     qk_gemm g;
     memset(&g, 0, sizeof g);
+    if (x_type == QE_CODE_INT) x_type = QE_CODE_F32;        /* of float inputs alone */
     out->x_bytes = qk_x_bytes(&l->device->facts, &l->weight.shape, m, x_type, &out->x);
     out->x_bytes = (out->x_bytes + 255) & ~(size_t)255;
     g.w = l->weight.shape;
@@ -362,9 +371,16 @@ static qe_status plan_run(const qe_linear *l, int64_t m, int32_t x_type, int32_t
     return qk_gemm_plan(&l->device->facts, &g, &out->plan, reasons, ctx, err);
 }
 
+/* Floats, or codes of the linear's own grid where nothing comes before them. */
+static bool takes(const qe_linear *l, int32_t x_type) {
+    const qk_weight *w = &l->weight;
+    if (x_type != QE_CODE_INT) return float_type(x_type);
+    return w->shape.act.mode == QE_ACT_STATIC && !w->order && !w->col_scale && !w->hadamard;
+}
+
 size_t qe_linear_workspace(const qe_linear *l, int64_t m, int32_t x_type) {
     run_plan p;
-    if (!l || m < 1 || !float_type(x_type) || m > INT32_MAX) return 0;
+    if (!l || m < 1 || !takes(l, x_type) || m > INT32_MAX) return 0;
     if (plan_run(l, m, x_type, l->y_type, &p, NULL, NULL, NULL)) return 0;
     return p.x_bytes + (size_t)p.plan.workspace_bytes;
 }
@@ -373,8 +389,13 @@ static qe_status check_args(const qe_linear *l, const qe_linear_args *a, int32_t
     const qk_shape *s = &l->weight.shape;
     if (a->struct_size != sizeof *a) return qe_error_set(err, QE_E_ARGUMENT, "args.struct_size is %zu", a->struct_size);
     if (a->m < 0 || a->m > INT32_MAX) return qe_error_set(err, QE_E_ARGUMENT, "m is %lld", (long long)a->m);
-    if (!float_type(a->x_type) || !float_type(y_type))
-        return qe_error_set(err, QE_E_ARGUMENT, "x_type %d, y_type %d: legal are F32, F16, BF16", a->x_type, y_type);
+    if (!takes(l, a->x_type))
+        return qe_error_set(err, QE_E_ARGUMENT,
+                            "x_type is %d, legal are F32, F16, BF16, and INT where the act is static and without column order, "
+                            "scale and rotation", a->x_type);
+    if ((y_type == QE_CODE_INT) != l->requant.on || (y_type != QE_CODE_INT && !float_type(y_type)))
+        return qe_error_set(err, QE_E_ARGUMENT, "y_type is %d, the linear was created for %s", y_type,
+                            l->requant.on ? "INT" : "F32, F16 or BF16");
     if (a->ldx < s->k || a->ldy < s->n)
         return qe_error_set(err, QE_E_ARGUMENT, "ldx %lld, ldy %lld for k %lld, n %lld", (long long)a->ldx,
                             (long long)a->ldy, (long long)s->k, (long long)s->n);
@@ -411,6 +432,7 @@ static qe_status run(const qe_linear *l, const qe_linear_args *a, int32_t y_type
     g.y = a->y;
     g.ldy = a->ldy;
     g.bias = l->bias;
+    qe_requant_give(&l->requant, &g);
     g.residual = a->residual;
     g.ldr = a->ldr;
     g.workspace = (char *)a->workspace + p.x_bytes;

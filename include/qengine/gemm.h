@@ -73,9 +73,14 @@ typedef struct qe_linear_options {
     const qe_act *act;        /* how x is quantized. NULL: as the tensor asks; if it asks for none, x stays float */
     const float  *bias;       /* [n] host memory, or NULL */
     uint32_t      flags;      /* QE_LINEAR_* */
-    int32_t       y_type;     /* the output type runs will ask for: QE_CODE_F32 (0 too), F16 or BF16 */
+    int32_t       y_type;     /* the output type runs will ask for: QE_CODE_F32 (0 too), F16, BF16 or INT */
+    const qe_act *y_act;      /* y_type INT: the static int8 grid of y. Needs a static act and int32 sums over all of k
+                               * (QE_E_UNSUPPORTED otherwise), no residual; bias is rounded to int32 (quantization.md 7.6) */
 } qe_linear_options;
-enum { QE_LINEAR_RESIDUAL = 1 };   /* runs give a residual, added last */
+enum {
+    QE_LINEAR_RESIDUAL = 1,   /* runs give a residual, added last */
+    QE_LINEAR_FIXED_POINT = 2 /* y_type INT: integer multiplier and shift in place of an fp32 multiplier */
+};
 
 /* One whole host tensor (its first_row is 0). options may be NULL. QE_E_VALUE, QE_E_RANGE: an unusable value. */
 QE_API qe_status qe_linear_create(qe_device *device, const qe_qtensor *weight, const qe_linear_options *options,
@@ -108,7 +113,9 @@ QE_API size_t qe_linear_workspace(const qe_linear *linear, int64_t m, int32_t x_
 typedef struct qe_linear_args {
     size_t      struct_size;
     int64_t     m;
-    const void *x;        int64_t ldx;  int32_t x_type;   /* QE_CODE_F32, F16, BF16; ld in elements; ldx >= k */
+    /* x_type: QE_CODE_F32, F16, BF16, or INT: int8 codes c - 128 on the linear's own static grid, such as another linear
+     * left. ld in elements; ldx >= k. */
+    const void *x;        int64_t ldx;  int32_t x_type;
     int32_t     y_type;                                   /* 0: as created */
     void       *y;        int64_t ldy;                    /* ldy >= n; may not overlap x */
     const void *residual; int64_t ldr;                    /* of y's type; may be y itself */

@@ -4,8 +4,13 @@
 #include <qengine/num.h>
 
 bool finish_supports(const qk_gemm *g, qk_why *why) {
+    if (g->y_type == QE_CODE_INT) {
+        if (!qk_whole_k(&g->w.quant, g->w.facts, &g->w.act, g->w.k)) return qk_no(why, "int8 output of float sums");
+        if (g->act || g->flags & (QK_GEMM_RESIDUAL | QK_GEMM_GATED)) return qk_no(why, "int8 output with activation");
+        return true;
+    }
     if (g->y_type != QE_CODE_F32 && g->y_type != QE_CODE_F16 && g->y_type != QE_CODE_BF16)
-        return qk_no(why, "no requantized output on the CPU");
+        return qk_no(why, "an output that is neither float nor int8");
     if (g->flags & QK_GEMM_GATED && g->w.n % 2) return qk_no(why, "gated with an odd n");
     return true;
 }
@@ -67,4 +72,11 @@ void finish_row(const finish_job *j, int64_t token, int64_t first, float *v) {
         return;
     }
     for (int64_t c = 0; c < count; c++) store(j->y_type, a->y, token * a->ldy + first + c, v[c]);
+}
+
+void finish_int8(const finish_job *j, int64_t token, int64_t first, const int32_t *sums) {
+    const qk_gemm_args *a = j->args;
+    int64_t n = a->w->shape.n, count = n - first < PANEL_COLUMNS ? n - first : PANEL_COLUMNS;
+    int8_t *y = (int8_t *)a->y + token * a->ldy + first;
+    for (int64_t c = 0; c < count; c++) y[c] = qk_requantize(a, (uint32_t)sums[c], first + c);
 }

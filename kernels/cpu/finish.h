@@ -16,4 +16,6 @@ bool finish_supports(const qk_gemm *g, qk_why *why);
 
 /* Outputs of one token from column `first` on; v holds PANEL_COLUMNS sums and is overwritten. */
 void finish_row(const finish_job *j, int64_t token, int64_t first, float *v);
+/* The same of int32 sums over all of k, to int8 by quantization.md 7.6. */
+void finish_int8(const finish_job *j, int64_t token, int64_t first, const int32_t *sums);
 #endif

@@ -217,6 +217,8 @@ INLINE void tile_integer(const int R, const int P, const int bits, const int wid
     for (int p = 0; p < P; p++)
         for (int h = 0; h < 2; h++) {
             int column = column_of(first, p, h);
+            for (int r = 0; t->sums && r < R; r++) vi_store(t->sums + r * PANEL_COLUMNS + column, sum[r][p][h]);
+            if (t->sums) continue;
             vf w = vf_load(t->panel + column * 4);
             for (int r = 0; r < R; r++)
                 vf_store(t->y + r * PANEL_COLUMNS + column,

@@ -218,9 +218,12 @@ static void run_task(void *arg, int32_t index, int32_t count) {
             run_band(j, (const uint8_t *)j->finish.args->w->blob + (size_t)band * j->format.band_bytes, begin, end, &b,
                      block, rows);
             for (int32_t t = begin; t < end; t++)
-                for (int32_t r = 0; r < tile_rows(j, t); r++)
-                    finish_row(&j->finish, (int64_t)t * height + r, band * PANEL_COLUMNS,
-                               rows[(int64_t)(t - begin) * height + r].total);
+                for (int32_t r = 0; r < tile_rows(j, t); r++) {
+                    decoded_row *row = rows + (int64_t)(t - begin) * height + r;
+                    int64_t token = (int64_t)t * height + r, column = band * PANEL_COLUMNS;
+                    if (j->finish.y_type == QE_CODE_INT) finish_int8(&j->finish, token, column, (int32_t *)row->acc);
+                    else finish_row(&j->finish, token, column, row->total);
+                }
         }
     }
 }

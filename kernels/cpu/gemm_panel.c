@@ -138,7 +138,9 @@ static void fill_beside(const panel_job *j, const int8_t *x, int64_t row, int32_
         init[(size_t)g * R + r] = -zero * sum;
         if (f->scale == PANEL_Q4K) pairs[((size_t)(g / 2) * R + r) * 2 + g % 2] = (int16_t)sum;
     }
-    for (int32_t s = 0; s < j->spans; s++) scale[(size_t)s * R + r] = x ? from->scales[row * j->spans + s] : 1.0f;
+    bool fixed = j->finish.args->w->shape.act.mode == QE_ACT_STATIC;
+    for (int32_t s = 0; s < j->spans; s++)
+        scale[(size_t)s * R + r] = x ? from->scales[fixed ? 0 : row * j->spans + s] : 1.0f;
 }
 
 static void fill_task(void *arg, int32_t index, int32_t count) {
@@ -167,11 +169,13 @@ static void run_task(void *arg, int32_t index, int32_t count) {
     int32_t xg = s->act.quant.group_k, sweep = (int32_t)(SWEEP_BYTES / j->tile_bytes);
     if (sweep < 1) sweep = 1;
     float y[PANEL_MAX_ROWS * PANEL_COLUMNS];
+    int32_t sums[PANEL_MAX_ROWS * PANEL_COLUMNS];
     uint8_t *unpacked = (uint8_t *)j->finish.args->workspace + j->tile_bytes * (size_t)j->tiles +
                         (size_t)j->wide.panel_bytes * (size_t)index;
     panel_tile t;
     memset(&t, 0, sizeof t);
     t.y = y;
+    t.sums = j->finish.y_type == QE_CODE_INT ? sums : NULL;
     t.span = xg > 0 && xg < s->k ? xg / f->group : INT_MAX;
     t.chunk = s->chunk_k > 0 && s->chunk_k < s->k ? (int32_t)(s->chunk_k / f->group) : INT_MAX;
     for (int32_t begin = 0; begin < j->tiles; begin += sweep) {
@@ -189,8 +193,11 @@ static void run_task(void *arg, int32_t index, int32_t count) {
                 t.ahead = !full && tile == begin;
                 tile_point(j, tile, &t);
                 j->isa->kernel(t.format, full ? rows : height_of(j->isa, f, rows))(&t);
-                for (int32_t r = 0; r < rows; r++)
-                    finish_row(&j->finish, (int64_t)tile * j->isa->max_rows + r, panel * PANEL_COLUMNS, y + r * PANEL_COLUMNS);
+                for (int32_t r = 0; r < rows; r++) {
+                    int64_t token = (int64_t)tile * j->isa->max_rows + r, column = panel * PANEL_COLUMNS;
+                    if (t.sums) finish_int8(&j->finish, token, column, sums + r * PANEL_COLUMNS);
+                    else finish_row(&j->finish, token, column, y + r * PANEL_COLUMNS);
+                }
             }
         }
     }

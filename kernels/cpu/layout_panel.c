@@ -91,7 +91,7 @@ static bool panel_supports(const qk_device *device, const qk_shape *s, qk_why *w
     panel_format f;
     (void)device;
     const qe_quant *a = &s->act.quant;
-    if (s->act.mode != QE_ACT_DYNAMIC) return qk_no(why, "input is not quantized as it arrives");
+    if (s->act.mode == QE_ACT_FLOAT) return qk_no(why, "input is not quantized");
     if (a->code != QE_CODE_INT || a->bits != 8 || a->zero != QE_ZERO_CONST || a->zero_const != 128)
         return qk_no(why, "input is not symmetric int8");
     if (!panel_format_of(s, &f, why)) return false;

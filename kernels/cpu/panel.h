@@ -45,6 +45,7 @@ typedef struct panel_tile {
     int32_t span, chunk;      /* groups under one activation scale, groups in one chunk */
     int32_t ahead;            /* 1: the panel comes from memory, prefetch it */
     float  *y;                /* [R][PANEL_COLUMNS] */
+    int32_t *sums;            /* [R][PANEL_COLUMNS] or NULL: the int32 sums in place of y; PANEL_CHANNEL and PANEL_INT */
 } panel_tile;
 
 typedef void panel_kernel(const panel_tile *tile);

@@ -150,16 +150,20 @@ PTX_FN void quantize_static(const Args &a, const float *w, int8_t *q, int64_t m,
     const int32_t zero = a.act.zero - 128;
     const float inverse = qe_div(1.0f, a.act.scale);
     quantize_columns(w, q, threadIdx.x, kLanes, k, {a.act.scale, inverse, zero}, a.act.quant.zero == QE_ZERO_CONST);
-    if (m || threadIdx.x) return;
-    a.out.scales[0] = a.act.scale;
-    if (a.out.zeros) a.out.zeros[0] = zero;
+    if (m == 0 && threadIdx.x == 0) write_range(a, 0, {a.act.scale, inverse, zero});
+}
+PTX_FN void copy_codes(const Args &a, int8_t *q, int64_t m, int64_t k) {
+    const int8_t *from = static_cast<const int8_t *>(a.p.x) + m * a.p.ldx;
+    for (int64_t i = threadIdx.x; i < k; i += kLanes) q[i] = from[i];
+    if (m == 0 && threadIdx.x == 0) write_range(a, 0, {a.act.scale, 0.0f, a.act.zero - 128});
 }
 
 __global__ void __launch_bounds__(kLanes) run_row(const __grid_constant__ Args a) {
     PTX_DYN_SMEM(float, shared);
     const int64_t m = blockIdx.x, k = a.out.k, ld = a.out.ld;
     float *lanes = shared, *v = shared + 4 * kLanes, *w = v;
-    load_row(a, lanes, v, m, k);
+    const bool codes = a.p.x_type == QE_CODE_INT; // they stay as they are
+    if (!codes) load_row(a, lanes, v, m, k);
     if (a.order || a.col_scale || a.hadamard) {
         w = v + k;
         permute(a, v, w, k);
@@ -171,7 +175,9 @@ __global__ void __launch_bounds__(kLanes) run_row(const __grid_constant__ Args a
         return;
     }
     int8_t *q = static_cast<int8_t *>(a.out.data) + m * ld;
-    if (a.act.mode == QE_ACT_STATIC)
+    if (codes)
+        copy_codes(a, q, m, k);
+    else if (a.act.mode == QE_ACT_STATIC)
         quantize_static(a, w, q, m, k);
     else
         quantize_dynamic(a, lanes, w, q, m, k);
@@ -203,12 +209,13 @@ extern "C" qe_status qk_cuda_prepare(const qk_prepare *p, const qk_queue *queue,
     if (p->norm == QK_NORM_LAYER) return qe_error_set(err, QE_E_UNSUPPORTED, "cuda: prepare with layer norm");
     if (p->norm == QK_NORM_RMS && !p->norm_weight)
         return qe_error_set(err, QE_E_ARGUMENT, "cuda: prepare without norm_weight");
+    if (p->x_type == QE_CODE_INT) QE_TRY(qk_prepare_codes_check(p, err));
     if (a.out.packing) return qe_error_set(err, QE_E_ARGUMENT, "cuda: activations in packing %d", int(a.out.packing));
     if (a.hadamard && (a.hadamard & (a.hadamard - 1) || a.out.k % a.hadamard))
         return qe_error_set(err, QE_E_UNSUPPORTED, "cuda: rotation over %d columns", a.hadamard);
     if (a.hadamard) a.hadamard_scale = qe_rsqrt(float(a.hadamard));
     const int64_t rows = a.order || a.col_scale || a.hadamard ? 2 : 1;
-    const int64_t bytes = (4 * prepare::kLanes + rows * a.out.k) * 4;
+    const int64_t bytes = (4 * prepare::kLanes + (p->x_type == QE_CODE_INT ? 0 : rows * a.out.k)) * 4;
     if (bytes > int64_t(queue->device->unit_bytes))
         return qe_error_set(err, QE_E_UNSUPPORTED, "cuda: rows of %lld columns do not fit %u bytes of shared memory",
                             (long long)a.out.k, queue->device->unit_bytes);

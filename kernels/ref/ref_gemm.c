@@ -117,18 +117,6 @@ static float dot_whole(const qk_shape *s, const ref_decoded *d, const qk_x *x, i
     return qe_mul(qe_mul((float)(int32_t)acc, scale), d->row_scale);
 }
 
-/* int8 output: quantization.md 7.6. */
-static int8_t requantized(const qk_gemm_args *a, uint32_t sum, int64_t n) {
-    int32_t acc = (int32_t)(a->bias_q ? sum + (uint32_t)a->bias_q[n] : sum);
-    int64_t q;
-    if (a->requant_fixed) {
-        int32_t shift = a->requant_fixed[2 * n + 1];
-        q = ((int64_t)acc * a->requant_fixed[2 * n] + ((int64_t)1 << (shift - 1))) >> shift;
-    } else q = qe_rne(qe_clamp(qe_mul((float)acc, a->requant[n]), -1024.0f, 1024.0f));
-    q += a->y_zero;
-    return (int8_t)(q < -128 ? -128 : q > 127 ? 127 : q);
-}
-
 static int64_t border(int64_t c, int32_t extent, int64_t end) {
     if (extent <= 0) return end;
     int64_t next = (c / extent + 1) * extent;
@@ -200,7 +188,7 @@ static void run_row(const ref_job *job, ref_decoded *d, float *keep, int64_t n) 
         if (y_type == QE_CODE_INT) {
             float scale;
             uint32_t sum = sum_whole(s, d, &a->x, token, &scale);
-            ((int8_t *)a->y)[token * a->ldy + n] = requantized(a, sum, n);
+            ((int8_t *)a->y)[token * a->ldy + n] = qk_requantize(a, sum, n);
             continue;
         }
         float v = job->mode == FLOATS  ? dot_floats(s, d, &a->x, token)

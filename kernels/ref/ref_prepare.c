@@ -99,16 +99,36 @@ static qe_act_range range_of(const ref_source *s, const qe_act *act, int64_t fro
     return qe_act_range_asymmetric(low, high, top < 0x7f800000u);
 }
 
+/* What lies behind the codes of a row, and their sums. */
+static void finish_codes(int8_t *q, int64_t token, int8_t pad, qk_x *x) {
+    for (int64_t c = x->k; c < x->ld; c++) q[c] = pad;
+    for (int64_t c = 0; x->sums && c < x->k; c += x->sum_k) {
+        int32_t sum = 0;
+        for (int64_t i = c; i < x->k && i < c + x->sum_k; i++) sum += q[i];
+        x->sums[token * ((x->k + x->sum_k - 1) / x->sum_k) + c / x->sum_k] = sum;
+    }
+}
+
+static void write_static_range(const qe_act *act, int64_t token, qk_x *x) {
+    if (act->mode != QE_ACT_STATIC || token) return;        /* one pair for all rows, written by one task */
+    x->scales[0] = act->scale;
+    if (x->zeros) x->zeros[0] = act->zero - 128;
+}
+
+static void copy_codes(const ref_source *s, const qe_act *act, qk_x *x) {
+    int8_t *q = (int8_t *)x->data + s->token * x->ld;
+    memcpy(q, (const int8_t *)s->a->x + s->token * s->a->ldx, (size_t)s->k);
+    write_static_range(act, s->token, x);
+    finish_codes(q, s->token, (int8_t)(act->quant.zero == QE_ZERO_CONST ? 0 : act->zero - 128), x);
+}
+
 static void quantize_row(const ref_source *s, const qe_act *act, qk_x *x) {
     bool symmetric = act->quant.zero == QE_ZERO_CONST;
     int64_t group = act->quant.group_k ? act->quant.group_k : s->k, groups = (s->k + group - 1) / group;
     int8_t *q = (int8_t *)x->data + s->token * x->ld;
     float v[TILE];
     qe_act_range r = {act->scale, act->mode == QE_ACT_STATIC ? qe_div(1.0f, act->scale) : 0.0f, act->zero - 128};
-    if (act->mode == QE_ACT_STATIC && s->token == 0) {      /* one pair for all rows, written by one task */
-        x->scales[0] = r.scale;
-        if (x->zeros) x->zeros[0] = r.zero;
-    }
+    write_static_range(act, s->token, x);
     for (int64_t at = 0; at < s->k; at += TILE) {
         int64_t count = s->k - at < TILE ? s->k - at : TILE;
         fetch(s, at, count, v);
@@ -123,12 +143,7 @@ static void quantize_row(const ref_source *s, const qe_act *act, qk_x *x) {
                              : qe_act_code_asymmetric(v[i], r.inverse, r.zero);
         }
     }
-    for (int64_t c = s->k; c < x->ld; c++) q[c] = (int8_t)(symmetric ? 0 : r.zero);
-    for (int64_t c = 0; x->sums && c < s->k; c += x->sum_k) {
-        int32_t sum = 0;
-        for (int64_t i = c; i < s->k && i < c + x->sum_k; i++) sum += q[i];
-        x->sums[s->token * ((s->k + x->sum_k - 1) / x->sum_k) + c / x->sum_k] = sum;
-    }
+    finish_codes(q, s->token, (int8_t)(symmetric ? 0 : r.zero), x);
 }
 
 static void float_row(const ref_source *s, qk_x *x) {
@@ -145,6 +160,10 @@ static void task(void *arg, int32_t index, int32_t count) {
     const qk_prepare *a = arg;
     for (int64_t token = index; token < a->out->m; token += count) {
         ref_source s = {a, token, a->out->k, 0.0f, 0.0f};
+        if (a->x_type == QE_CODE_INT) {
+            copy_codes(&s, &a->next->shape.act, a->out);
+            continue;
+        }
         begin_row(&s);
         if (a->next->shape.act.mode == QE_ACT_FLOAT) float_row(&s, a->out);
         else quantize_row(&s, &a->next->shape.act, a->out);
@@ -154,7 +173,8 @@ static void task(void *arg, int32_t index, int32_t count) {
 qe_status qk_ref_prepare(const qk_prepare *a, const qk_queue *queue, qe_error *err) {
     if (!a || !a->x || !a->next || !a->out || !a->out->data || !queue)
         return qe_error_set(err, QE_E_ARGUMENT, "prepare: x, next or out is missing");
-    if (!ref_float_type(a->x_type)) return qe_error_set(err, QE_E_ARGUMENT, "prepare: x_type %d", a->x_type);
+    if (a->x_type == QE_CODE_INT) QE_TRY(qk_prepare_codes_check(a, err));
+    else if (!ref_float_type(a->x_type)) return qe_error_set(err, QE_E_ARGUMENT, "prepare: x_type %d", a->x_type);
     if (a->out->k != a->next->shape.k || a->out->packing)
         return qe_error_set(err, QE_E_ARGUMENT, "prepare: out is not laid out for this weight");
     if (a->norm == QK_NORM_LAYER) return qe_error_set(err, QE_E_UNSUPPORTED, "prepare: layer norm");
