@@ -14,7 +14,11 @@
 #include <qengine/num.h>
 #include <qk.h>
 
+#ifdef QE_TEST_GPU
+#include "gpu/real_device.h"
+#else
 #include "simt_device.h"
+#endif
 
 namespace cuda_test {
 
@@ -112,6 +116,12 @@ struct Pool {
         blocks.push_back(p);
         if (src) { EXPECT_EQ(backend->copy(&queue, p, src, bytes, nullptr), QE_OK); }
         return p;
+    }
+    template <class T> std::vector<T> get(const T *p, size_t count) {
+        std::vector<T> out(p ? count : 0);
+        if (p) { EXPECT_EQ(backend->copy(&queue, out.data(), p, count * sizeof(T), nullptr), QE_OK); }
+        EXPECT_EQ(backend->wait(&queue, nullptr), QE_OK);
+        return out;
     }
 };
 

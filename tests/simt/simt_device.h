@@ -3,6 +3,7 @@
 #include "simt.h"
 
 namespace simt {
+constexpr bool kGpu = false; // tests/gpu/real_device.h is the other
 struct Device {
     Options options; // schedule and asynchrony of every launch
     int count = 1, sm = 90, units = 132;
