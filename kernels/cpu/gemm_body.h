@@ -34,7 +34,7 @@ INLINE int32_t load_x(const int8_t *q) {
 }
 
 /* acc += the products of one unit. */
-INLINE void unit_dot(const int R, const int P, const int bits, const int wide, const int steps, const uint8_t *unit,
+INLINE void unit_dot(const int R, const int S, const int P, const int bits, const int wide, const int steps, const uint8_t *unit,
                      const int8_t *q, int first, vi acc[V_MAX_ROWS][HALF][2]) {
 #ifdef V_DIRECT
     const int flush = steps, direct = 1;
@@ -54,7 +54,7 @@ INLINE void unit_dot(const int R, const int P, const int bits, const int wide, c
                 load_step(bits, wide, unit, s, first + p, w);
 #pragma GCC unroll 12
                 for (int r = 0; r < R; r++) {
-                    vi x = vi_set1(load_x(q + (s * R + r) * 4));
+                    vi x = vi_set1(load_x(q + (s * S + r) * 4));
 #pragma GCC unroll 2
                     for (int h = 0; h < 2; h++) {
                         if (bits == 8) acc[r][p][h] = dot_eight(acc[r][p][h], w[h], x);
@@ -95,7 +95,7 @@ INLINE void sums_clear(const int R, const int P, float_sums f) {
 }
 
 /* f = fmaf(float(msum), -dmin, f) at the end of a block of 256. */
-INLINE void add_mins(const int R, const int P, const uint8_t *block, const int32_t *pairs, int first, float_sums f) {
+INLINE void add_mins(const int R, const int S, const int P, const uint8_t *block, const int32_t *pairs, int first, float_sums f) {
 #pragma GCC unroll 12
     for (int r = 0; r < R; r++)
         for (int p = 0; p < P; p++)
@@ -104,13 +104,13 @@ INLINE void add_mins(const int R, const int P, const uint8_t *block, const int32
                 vi sum = vi_set1(0);
                 for (int pair = 0; pair < 4; pair++)
                     sum = vi_madd16(sum, vi_u8_pairs(block + 384 + pair * 64 + column * 2),
-                                    vi_set1(pairs[pair * R + r]));
+                                    vi_set1(pairs[pair * S + r]));
                 f[r][p][h] = vf_fma(vf_from(sum), vf_half(block + 64 + column * 2), f[r][p][h]);
             }
 }
 
-/* Float scales along k (7.4). */
-INLINE void tile_groups(const int R, const int P, const int bits, const int wide, const panel_scale scale,
+/* Float scales along k (7.4), for R rows of a tile of S. */
+INLINE void tile_groups(const int R, const int S, const int P, const int bits, const int wide, const panel_scale scale,
                         const panel_tile *t, int first) {
     const panel_format *format = t->format;
     const int unit = scale == PANEL_Q6K ? 16 : 32, steps = unit / 4;
@@ -129,13 +129,13 @@ INLINE void tile_groups(const int R, const int P, const int bits, const int wide
     for (int b = 0; b < format->blocks; b++, block += format->block_bytes) {
         const uint8_t *at = block + format->scale_bytes;
         prefetch_bytes(t, block, format->scale_bytes);
-        for (int g = 0; g < groups; g++, init += R) {
+        for (int g = 0; g < groups; g++, init += S) {
             vi acc[V_MAX_ROWS][HALF][2];
             for (int r = 0; r < R; r++)
                 for (int p = 0; p < P; p++) acc[r][p][0] = acc[r][p][1] = vi_set1(points ? 0 : init[r]);
-            for (int u = 0; u < units; u++, at += unit_bytes, q += unit * R) {
+            for (int u = 0; u < units; u++, at += unit_bytes, q += unit * S) {
                 prefetch_bytes(t, at, unit_bytes);
-                unit_dot(R, P, bits, wide, steps, at, q, first, acc);
+                unit_dot(R, S, P, bits, wide, steps, at, q, first, acc);
             }
             for (int p = 0; p < P; p++)
                 for (int h = 0; h < 2; h++) {
@@ -151,8 +151,8 @@ INLINE void tile_groups(const int R, const int P, const int bits, const int wide
                 }
             done++, span++, chunk++;
             if (scale == PANEL_Q4K && g == groups - 1) {
-                add_mins(R, P, block, pairs, first, f);
-                pairs += 4 * R;
+                add_mins(R, S, P, block, pairs, first, f);
+                pairs += 4 * S;
             }
             int end = done == all || chunk == t->chunk;
             if (span == t->span || end) {
@@ -161,7 +161,7 @@ INLINE void tile_groups(const int R, const int P, const int bits, const int wide
                     for (int p = 0; p < P; p++)
                         for (int h = 0; h < 2; h++) y[r][p][h] = vf_fma(f[r][p][h], vf_set1(xs[r]), y[r][p][h]);
                 sums_clear(R, P, f);
-                if (span == t->span) xs += R, span = 0;
+                if (span == t->span) xs += S, span = 0;
             }
             if (end) {
                 for (int r = 0; r < R; r++)
@@ -199,7 +199,7 @@ INLINE void tile_integer(const int R, const int P, const int bits, const int wid
         }
         for (int u = 0; u < units; u++, at += unit_bytes, q += 32 * R) {
             prefetch_bytes(t, at, unit_bytes);
-            unit_dot(R, P, bits, wide, 8, at, q, first, levels ? group : sum);
+            unit_dot(R, R, P, bits, wide, 8, at, q, first, levels ? group : sum);
         }
         if (!levels) continue;
         for (int p = 0; p < P; p++)
@@ -227,10 +227,16 @@ INLINE void tile_integer(const int R, const int P, const int bits, const int wid
 }
 
 INLINE void tile_run(const int R, const int bits, const int wide, const panel_scale scale, const panel_tile *t) {
-    const int P = R <= 2 ? HALF : 1;
+    const int P = R <= 2 ? HALF : 1, floats = scale != PANEL_CHANNEL && scale != PANEL_INT;
+    const int rows = floats && R > V_FLOAT_ROWS ? R / 2 : R;
     for (int first = 0; first < HALF; first += P) {
-        if (scale == PANEL_CHANNEL || scale == PANEL_INT) tile_integer(R, P, bits, wide, scale, t, first);
-        else tile_groups(R, P, bits, wide, scale, t, first);
+        if (!floats) tile_integer(R, P, bits, wide, scale, t, first);
+        for (int from = 0; floats && from < R; from += rows) {
+            panel_tile part = *t;
+            part.q += 4 * from, part.init += from, part.pairs += from, part.scale += from, part.y += from * PANEL_COLUMNS;
+            part.ahead = from ? 0 : t->ahead;
+            tile_groups(rows, R, P, bits, wide, scale, &part, first);
+        }
     }
 }
 

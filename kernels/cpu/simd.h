@@ -3,7 +3,10 @@
  * dot_small() multiplies 4 unsigned codes below 2^bits with 4 int8 activations a lane. Partial sums may live in a
  * narrower form for V_FLUSH(bits) steps; dot_flush() adds them to int32 sums. dot_eight() takes codes of 8 bits and
  * subtracts V_BIAS8 from each. All results are exact modulo 2^32 for activations in [-127, 127]. vf_fold() adds the upper
- * half of the lanes to the lower until one is left. */
+ * half of the lanes to the lower until one is left.
+ *
+ * A tile has at most V_MAX_ROWS rows; where float sums must stay in registers beside the integer ones, tiles of more than
+ * V_FLOAT_ROWS are walked in halves. */
 #ifndef SIMD_H
 #define SIMD_H
 #include <math.h>
@@ -19,7 +22,7 @@
 
 #if defined(V_AVX2)
 #include <immintrin.h>
-enum { V_LANES = 8, V_BIAS8 = 128, V_MAX_ROWS = 4 };
+enum { V_LANES = 8, V_BIAS8 = 128, V_MAX_ROWS = 4, V_FLOAT_ROWS = 4 };
 #define V_FLUSH(bits) ((bits) == 4 ? 8 : (bits) == 5 ? 4 : 2)   /* int16: 8 * 30 * 127, 4 * 62 * 127, 2 * 126 * 127 */
 typedef __m256i vi;
 typedef __m256 vf;
@@ -81,7 +84,7 @@ INLINE void v_prefetch_page(const uint8_t *keys, const uint8_t *values) {
 
 #elif defined(V_AVX512)
 #include <immintrin.h>
-enum { V_LANES = 16, V_BIAS8 = 0, V_MAX_ROWS = 12 };
+enum { V_LANES = 16, V_BIAS8 = 0, V_MAX_ROWS = 12, V_FLOAT_ROWS = 6 };
 #define V_DIRECT 1
 typedef __m512i vi;
 typedef __m512 vf;
@@ -147,7 +150,7 @@ INLINE void v_prefetch_page(const uint8_t *keys, const uint8_t *values) {
 }
 
 #else /* portable: arrays of 16 lanes, the shape of AVX-512, so its logic runs on any machine */
-enum { V_LANES = 16, V_BIAS8 = 0, V_MAX_ROWS = 4 };
+enum { V_LANES = 16, V_BIAS8 = 0, V_MAX_ROWS = 4, V_FLOAT_ROWS = 2 };
 #define V_DIRECT 1
 typedef struct { int32_t v[16]; } vi;
 typedef struct { float v[16]; } vf;
