@@ -84,7 +84,7 @@ INLINE void v_prefetch_page(const uint8_t *keys, const uint8_t *values) {
 
 #elif defined(V_AVX512)
 #include <immintrin.h>
-enum { V_LANES = 16, V_BIAS8 = 0, V_MAX_ROWS = 12, V_FLOAT_ROWS = 6 };
+enum { V_LANES = 16, V_BIAS8 = 0, V_MAX_ROWS = 12, V_FLOAT_ROWS = 8 };
 #define V_DIRECT 1
 typedef __m512i vi;
 typedef __m512 vf;
