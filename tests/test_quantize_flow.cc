@@ -92,6 +92,62 @@ TEST(WrittenGguf, SameValuesSameTokens) {
     }
 }
 
+/* A GGUF file as the source: dequantized to a folder that computes what the file says in floats; quantized anew to a folder
+ * or a file; row order, names, tokenizer carried over. */
+TEST(GgufSource, DequantizedAndQuantizedAnew) {
+    TempFolder folder;
+    auto d = device();
+    auto source = model(tiny);
+    Job first;
+    first.recipe = "q8_0", first.format = "gguf", first.out = folder.file("m.gguf");
+    ASSERT_TRUE(is_ok(first.go(d.get(), source.get()), first.err));
+    auto file = model(first.out);
+    const std::string text = qe_test::read_file(QE_TEST_DATA "/heldout.txt").substr(0, 1500);
+    auto ids = ids_of(source.get(), text, 400);
+    qe_engine_options floats = {};
+    floats.struct_size = sizeof floats;
+    qe_act act = {};
+    act.mode = QE_ACT_FLOAT;
+    floats.act = &act;
+    qe_error err{};
+    qe_engine *raw = nullptr;
+    ASSERT_TRUE(is_ok(qe_engine_create(d.get(), file.get(), &floats, &raw, &err), err));
+    Owned<qe_engine> reference(raw);
+    /* 8 bits rounded to half floats, and embedding and head as they were: very near; 4 bits: as far as 4 bits are. */
+    const struct { const char *recipe, *format; double least, most; } cases[] = {
+        {"f16", "qengine", 0, 2e-5}, {"w8a16", "qengine", 1e-7, 5e-4}, {"w4a16-g128", "compressed-tensors", 1e-4, 1e-2},
+        {"nf4", "qengine", 1e-4, 1e-2}, {"q4_0", "gguf", 1e-4, 2e-2}};
+    int checked = 0;
+    for (const auto &c : cases) {
+        Job run;
+        run.recipe = c.recipe, run.format = c.format, run.out = folder.file("o" + std::to_string(checked));
+        ASSERT_TRUE(is_ok(run.go(d.get(), file.get()), run.err)) << c.recipe;
+        EXPECT_EQ(run.plan.linears, std::string(c.recipe) == "f16" ? 0 : 28);
+        auto written = model(run.out);
+        EXPECT_EQ(ids_of(written.get(), text, 400), ids) << c.recipe;
+        auto candidate = engine(d.get(), written.get());
+        qe_quality q;
+        ASSERT_TRUE(is_ok(qe_quality_measure(reference.get(), candidate.get(), ids.data(), (int64_t)ids.size(), 0, nullptr, nullptr, &q, &err), err));
+        printf("%s from q8_0: KL %.3e\n", c.recipe, q.kl_mean);
+        EXPECT_GE(q.kl_mean, c.least) << c.recipe;
+        EXPECT_LE(q.kl_mean, c.most) << c.recipe;
+        /* A folder made so is a source like any other. */
+        if (std::string(c.recipe) == "f16") {
+            Job again;
+            again.recipe = "w4a16-g128", again.method = "gptq", again.out = folder.file("again"), again.calibration = text;
+            EXPECT_TRUE(is_ok(again.go(d.get(), written.get()), again.err));
+            EXPECT_EQ(ids_of(model(again.out).get(), text, 400), ids);
+        }
+        checked++;
+    }
+    EXPECT_EQ(checked, 5);
+    Job calibrated;
+    calibrated.recipe = "w4a16-g128", calibrated.method = "gptq", calibrated.out = folder.file("x"), calibrated.calibration = text;
+    EXPECT_TRUE(has_status(calibrated.go(d.get(), file.get()), QE_E_UNSUPPORTED, calibrated.err));
+    EXPECT_NE(std::string(calibrated.err.message).find("f16"), std::string::npos) << calibrated.err.message;
+    EXPECT_NE(access(calibrated.out.c_str(), F_OK), 0);
+}
+
 TEST(Flow, ShardsAndRules) {
     TempFolder folder;
     auto d = device();

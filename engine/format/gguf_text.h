@@ -20,5 +20,10 @@ void qe_gguf_key_u32(qe_gguf_text *text, const char *name, uint64_t value);
 void qe_gguf_key_f32(qe_gguf_text *text, const char *name, float value);
 void qe_gguf_key_bool(qe_gguf_text *text, const char *name, bool value);
 void qe_gguf_key_string(qe_gguf_text *text, const char *name, const char *value, size_t bytes);
+/* The keys of a GGUF store that begin with `prefix`, as they stand; general.alignment is left out. */
+struct qe_store;
+void qe_gguf_copy_keys(qe_gguf_text *text, const struct qe_store *store, const char *prefix);
+/* A whole GGUF file without tensors: free(). NULL: out of memory. */
+char *qe_gguf_keys_alone(const qe_gguf_text *keys, size_t *bytes);
 void qe_gguf_key_array(qe_gguf_text *text, const char *name, uint32_t item_type, uint64_t count);  /* items follow */
 #endif

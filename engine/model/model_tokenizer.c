@@ -1,4 +1,5 @@
-/* The tokenizer a checkpoint carries: GGUF arrays, or tokenizer.json beside safetensors. */
+/* The tokenizer a checkpoint carries: GGUF arrays, or beside safetensors tokenizer.json, or tokenizer.gguf, which holds
+ * those arrays and no tensor (a folder that was made of a GGUF file). */
 #include <stdlib.h>
 #include <string.h>
 
@@ -132,12 +133,28 @@ static qe_status config_id(const qe_model *model, const char *key, int64_t *out,
     return QE_OK;
 }
 
+static qe_status load_beside(qe_model *model, qe_error *err) {
+    char *data;
+    size_t bytes;
+    qe_reader reader;
+    qe_model keys = {.store = NULL};
+    QE_TRY(qe_store_side_file(model->store, "tokenizer.gguf", JSON_MAX, &data, &bytes, err));
+    if (!data) return QE_OK;
+    qe_status status = qe_reader_memory(data, bytes, "tokenizer.gguf", &reader, err);
+    if (!status) status = qe_store_open_reader(reader, NULL, 0, 0, qe_store_limits(model->store), &keys.store, err);
+    if (!status) status = load_gguf(&keys, err);
+    model->tokenizer = keys.tokenizer;
+    qe_store_close(keys.store);
+    free(data);
+    return status;
+}
+
 static qe_status load_json(qe_model *model, qe_error *err) {
     char *json;
     size_t bytes;
     int64_t bos, eos, pad;
     QE_TRY(qe_store_side_file(model->store, "tokenizer.json", JSON_MAX, &json, &bytes, err));
-    if (!json) return QE_OK;
+    if (!json) return load_beside(model, err);
     qe_status status = qe_tokenizer_open_json_memory(json, bytes, NULL, &model->tokenizer, err);
     free(json);
     if (!status) status = config_id(model, "bos_token_id", &bos, err);

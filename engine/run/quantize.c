@@ -119,9 +119,17 @@ static qe_status explain(qe_job *job) {
     return QE_OK;
 }
 
+/* Calibration sees float inputs, which a quantized source has none of. */
+static qe_status check_source(const qe_model *model, bool calibrates, qe_error *err) {
+    if (!calibrates || qe_store_get_kind(model->store) != QE_STORE_GGUF) return QE_OK;
+    return qe_error_at(err, QE_E_UNSUPPORTED, qe_store_name(model->store), -1,
+                       "calibration reads a folder: make one of this file first (scheme f16, format qengine)");
+}
+
 static qe_status run(qe_job *job, qe_error *err) {
     QE_TRY(qe_recipe_parse(job->o->recipe, job->o->method, &job->recipe, err));
     QE_TRY(qe_job_plan(job, err));
+    QE_TRY(check_source(job->model, job->calibrates, err));
     if (job->o->flags & QE_QUANTIZE_PLAN_ONLY) return explain(job);
     job->report = json_array();
     if (!job->report) return qe_error_set(err, QE_E_NOMEM, "no memory for the report");
@@ -158,12 +166,12 @@ qe_status qe_model_quantize(qe_device *device, const qe_model *model, const qe_q
     if (!model->family) return qe_error_set(err, QE_E_ARGUMENT, "the model was opened to be inspected, not run");
     QE_TRY(qe_options_read(options, options->struct_size, &o, sizeof o, err));
     QE_TRY(check_options(&o, err));
-    if (qe_store_get_kind(model->store) != QE_STORE_SAFETENSORS)
-        return qe_error_set(err, QE_E_UNSUPPORTED, "only Hugging Face folders are quantized to checkpoints");
     qe_job job = {.device = device, .model = model, .o = &o, .start_us = qe_os_now_us()};
     char *mixed = NULL;
     unsigned fp = qe_fp_enter();
-    qe_status status = o.budget_bits > 0 || o.budget_bytes ? qe_job_mix(device, model, &o, &mixed, err) : QE_OK;
+    bool budget = o.budget_bits > 0 || o.budget_bytes;
+    qe_status status = check_source(model, budget, err);
+    if (budget && !status) status = qe_job_mix(device, model, &o, &mixed, err);
     if (mixed) {
         if (o.chosen) o.chosen(o.ctx, mixed);
         o.recipe = mixed;

@@ -35,12 +35,12 @@ char *qe_job_config(const qe_job *job, qe_error *err) {
     char *text = NULL, *out = NULL;
     size_t bytes = 0;
     json_t *root = NULL, *settings = NULL;
-    qe_status status = qe_store_side_file(job->model->store, "config.json", 16 << 20, &text, &bytes, err);
-    if (!status && !text) status = qe_error_set(err, QE_E_MISSING, "the model has no config.json to write");
-    if (!status) status = settings_of(job, &settings, err);
+    qe_status status = qe_job_dequantizes(job) ? QE_OK : qe_store_side_file(job->model->store, "config.json", 16 << 20, &text, &bytes, err);
+    if (!status && !text && !qe_job_dequantizes(job)) status = qe_error_set(err, QE_E_MISSING, "the model has no config.json to write");
+    if (!status && job->linears) status = settings_of(job, &settings, err);
     if (!status) {
-        root = json_loadb(text, bytes, 0, NULL);
-        if (!root || json_object_set(root, "quantization_config", settings) || !(out = json_dumps(root, JSON_INDENT(2))))
+        root = text ? json_loadb(text, bytes, 0, NULL) : qe_job_hf_config(job);
+        if (!root || (settings && json_object_set(root, "quantization_config", settings)) || !(out = json_dumps(root, JSON_INDENT(2))))
             qe_error_set(err, QE_E_NOMEM, "no memory for config.json");
     }
     json_decref(settings);
@@ -52,7 +52,8 @@ char *qe_job_config(const qe_job *job, qe_error *err) {
 qe_status qe_job_side_files(qe_job *job, qe_error *err) {
     static const char *const names[] = {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
                                         "added_tokens.json", "generation_config.json", "chat_template.jinja", "vocab.json",
-                                        "merges.txt", "LICENSE", "NOTICE"};
+                                        "merges.txt", "tokenizer.gguf", "LICENSE", "NOTICE"};
+    if (qe_job_dequantizes(job)) QE_TRY(qe_job_gguf_tokenizer(job, err));
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         char *text = NULL;
         size_t bytes = 0;

@@ -174,6 +174,10 @@ static uint32_t file_type(const qe_job *job) {
 
 static qe_status fill(qe_job *job, keys *k, qe_error *err) {
     const qe_model *model = job->model;
+    if (qe_store_get_kind(model->store) == QE_STORE_GGUF) {
+        qe_gguf_copy_keys(&k->text, model->store, "");
+        return k->text.failed ? qe_error_set(err, QE_E_NOMEM, "no memory for a GGUF header") : QE_OK;
+    }
     char *json = NULL;
     size_t bytes;
     const char *name = NULL;

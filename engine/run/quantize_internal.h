@@ -5,6 +5,7 @@
  *   quantize_mixed.c  a budget turned into a recipe
  *   quantize_layer.c  one layer: statistics of its inputs, roundings, what the next layer sees
  *   quantize_measure.c  the result against its source
+ *   quantize_hf.c     what a GGUF source has no file for: config.json, tokenizer.gguf
  *   quantize_files.c  config.json, tokenizer files, GGUF keys, the report */
 #ifndef QE_RUN_QUANTIZE_INTERNAL_H
 #define QE_RUN_QUANTIZE_INTERNAL_H
@@ -24,6 +25,7 @@ typedef struct qe_item {            /* one tensor of the source */
     qe_weight_out weight;           /* linears; GGUF: every tensor */
     int64_t      *row_map;          /* GGUF, owned */
     int64_t       out;              /* plain tensors of a folder: index in the output */
+    float         stored_offset;    /* of a norm: what the output's file leaves out of its values */
     float        *changed;          /* a vector whose values a transform changed, as they act; else NULL */
 } qe_item;
 
@@ -65,6 +67,8 @@ qe_status qe_job_declare(qe_job *job, qe_error *err);              /* into job->
 bool      qe_item_done(const qe_job *job, const qe_item *item);
 void      qe_job_free_items(qe_job *job);
 bool      qe_role_is_linear(qe_role role);
+/* The source is a GGUF file and the result a folder: what stays float is dequantized, to half floats. */
+bool      qe_job_dequantizes(const qe_job *job);
 
 /* One item that belongs to no layer, or is copied. */
 qe_status qe_job_copy(qe_job *job, qe_item *item, qe_error *err);
@@ -81,6 +85,8 @@ qe_status qe_job_progress(qe_job *job, double weights, qe_error *err);
 
 char     *qe_job_config(const qe_job *job, qe_error *err);         /* config.json of the result; free() */
 qe_status qe_job_side_files(qe_job *job, qe_error *err);
+json_t   *qe_job_hf_config(const qe_job *job);                     /* config.json of a model read from GGUF */
+qe_status qe_job_gguf_tokenizer(qe_job *job, qe_error *err);       /* its tokenizer, as tokenizer.gguf */
 qe_status qe_job_gguf_keys(qe_job *job, qe_error *err);
 qe_status qe_job_save_report(qe_job *job, bool last, qe_error *err);
 qe_status qe_job_load_report(qe_job *job, qe_error *err);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <qengine/num.h>
 #include <qengine/tokenizer.h>
 
 #include "base/os.h"
@@ -166,7 +167,36 @@ static qe_status copy_matrix(qe_job *job, const qe_item *item, qe_error *err) {
     return status;
 }
 
+/* A GGUF source's matrix in the published row order, as half floats. */
+static qe_status dequantize_matrix(qe_job *job, const qe_item *item, qe_error *err) {
+    int64_t k = item->ref.k, rows = (8 << 20) / (4 * k) + 1;
+    if (rows > item->ref.n) rows = item->ref.n;
+    float *w = malloc((size_t)(rows * k) * sizeof *w);
+    uint16_t *half = malloc((size_t)(rows * k) * sizeof *half);
+    qe_status status = w && half ? QE_OK : qe_error_set(err, QE_E_NOMEM, "no memory to copy a tensor");
+    for (int64_t row = 0; row < item->ref.n && !status; row += rows) {
+        int64_t n = item->ref.n - row < rows ? item->ref.n - row : rows;
+        status = qe_weight_floats(job->model, &item->ref, row, n, w, err);
+        for (int64_t i = 0; i < n * k && !status; i++) half[i] = qe_f32_to_f16(w[i]);
+        if (!status) status = qe_out_put(job->out, item->out, (uint64_t)(row * k) * sizeof *half, half, (size_t)(n * k) * sizeof *half, err);
+    }
+    free(w);
+    free(half);
+    return status;
+}
+
+static qe_status dequantize(qe_job *job, const qe_item *item, qe_error *err) {
+    if (item->ref.n != 1) return dequantize_matrix(job, item, err);
+    float *values = malloc((size_t)item->ref.k * sizeof *values);
+    if (!values) return qe_error_set(err, QE_E_NOMEM, "no memory to copy a tensor");
+    qe_status status = qe_model_read_vector(job->model, &item->ref, values, err);
+    if (!status) status = qe_put_vector(job->out, item, item->changed ? item->changed : values, err);
+    free(values);
+    return status;
+}
+
 qe_status qe_job_copy(qe_job *job, qe_item *item, qe_error *err) {
+    if (qe_job_dequantizes(job)) return dequantize(job, item, err);
     const qe_store_tensor *t = qe_store_tensor_at(job->model->store, item->tensor);
     if (job->format->kind == QE_OUT_GGUF) return t->rank == 1 ? copy_vector(job, item, err) : copy_matrix(job, item, err);
     return item->changed ? put_vector(job, item, item->changed, err) : copy_bytes(job, item, err);
@@ -233,7 +263,7 @@ static qe_status load_norms(qe_job *job, const written *w, qe_error *err) {
         const qe_model model = {.store = w->store};
         ref.tensor = find_written(w, item);
         ref.quant = *qe_store_quant(qe_store_tensor_at(w->store, ref.tensor));
-        if (job->format->kind == QE_OUT_GGUF) ref.norm_offset = 0;
+        ref.norm_offset = item->stored_offset;
         qe_status status = qe_model_read_vector(&model, &ref, values, err);
         if (!status) status = qe_window_vector(job->window, w->layer, item->role, values, err);
         free(values);

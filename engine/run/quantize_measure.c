@@ -49,6 +49,8 @@ static qe_status encode(const qe_job *job, int32_t **ids, size_t *count, qe_erro
 
 qe_status qe_job_measure(qe_job *job, qe_error *err) {
     const qe_engine_options options = {.struct_size = sizeof options};
+    const qe_act floats = {.mode = QE_ACT_FLOAT};
+    qe_engine_options source = options;
     const qe_model_options plain = {.struct_size = sizeof plain};
     qe_model *written = NULL;
     qe_engine *engine[2] = {NULL, NULL};
@@ -57,7 +59,8 @@ qe_status qe_job_measure(qe_job *job, qe_error *err) {
     bool gguf = job->format->kind == QE_OUT_GGUF;
     qe_status status = encode(job, &ids, &count, err);
     if (!status) status = qe_model_open(gguf ? job->out->files[0].path : job->out->partial, &plain, &written, err);
-    if (!status) status = qe_engine_create(job->device, job->model, &options, &engine[0], err);
+    if (qe_store_get_kind(job->model->store) == QE_STORE_GGUF) source.act = &floats;       /* the values, not their arithmetic */
+    if (!status) status = qe_engine_create(job->device, job->model, &source, &engine[0], err);
     if (!status) status = qe_engine_create(job->device, written, &options, &engine[1], err);
     if (!status) status = compare(job, engine, ids, (int64_t)count, err);
     for (int i = 0; i < 2; i++) qe_engine_destroy(engine[i]);

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model/family.h"
 #include "run/quantize_internal.h"
 
 static const qe_role linear_roles[] = {QE_ROLE_Q, QE_ROLE_K, QE_ROLE_V, QE_ROLE_O, QE_ROLE_GATE, QE_ROLE_UP, QE_ROLE_DOWN};
@@ -16,6 +17,8 @@ bool qe_role_is_linear(qe_role role) {
 static bool is_head(qe_role role) { return role == QE_ROLE_EMBED || role == QE_ROLE_OUTPUT; }
 static bool of_no_layer(qe_role role) { return role <= QE_ROLE_ROPE_FREQS; }
 static bool gguf(const qe_job *job) { return job->format->kind == QE_OUT_GGUF; }
+
+bool qe_job_dequantizes(const qe_job *job) { return qe_store_get_kind(job->model->store) == QE_STORE_GGUF && !gguf(job); }
 
 /* ---- the list ---------------------------------------------------------------------------------------------------------- */
 qe_status qe_job_items(qe_job *job, qe_error *err) {
@@ -76,6 +79,11 @@ static char *name_of(const qe_job *job, const qe_item *item) {
         if (bytes < 5 || strcmp(text + bytes - 5, ".bias")) memcpy(text + bytes, ".weight", 8);
     } else {
         snprintf(text, sizeof text, "%s", source);
+        if (qe_job_dequantizes(job)) {
+            qe_model_module(job->model, item->role, item->layer < 0 ? 0 : item->layer, false, text, sizeof text - 8);
+            size_t bytes = strlen(text);
+            if (bytes < 5 || strcmp(text + bytes - 5, ".bias")) memcpy(text + bytes, ".weight", 8);
+        }
         char *tail = strstr(text, ".weight");
         if (item->linear && tail) *tail = 0;
     }
@@ -110,9 +118,12 @@ static qe_status check_all(qe_job *job, qe_error *err) {
 }
 
 static qe_status prepare(const qe_job *job, qe_item *item, qe_error *err) {
-    if (gguf(job) && item->role == QE_ROLE_COUNT)
-        return qe_error_set(err, QE_E_UNSUPPORTED, "tensor \"%s\" has no place in a GGUF file of this family",
-                            qe_store_tensor_at(job->model->store, item->tensor)->name);
+    const qe_weight_row *row = qe_family_row(job->model->family, item->role);
+    bool renamed = gguf(job) || qe_job_dequantizes(job);
+    if (renamed && (!row || !(gguf(job) ? row->gguf : row->hf)))
+        return qe_error_set(err, QE_E_UNSUPPORTED, "tensor \"%s\" has no place in %s of this family",
+                            qe_store_tensor_at(job->model->store, item->tensor)->name, gguf(job) ? "a GGUF file" : "a folder");
+    item->stored_offset = row && row->flags & QE_ROW_NORM && !gguf(job) ? job->model->family->hf_norm_offset : 0;
     free(item->name);
     item->name = name_of(job, item);
     if (!item->name) return qe_error_set(err, QE_E_NOMEM, "no memory for a plan");
@@ -149,6 +160,7 @@ static qe_status choose_format(qe_job *job, qe_error *err) {
 /* ---- sizes ------------------------------------------------------------------------------------------------------------- */
 uint64_t qe_item_bytes(const qe_job *job, const qe_item *item) {
     const qe_store_tensor *t = qe_store_tensor_at(job->model->store, item->tensor);
+    if (!item->linear && qe_job_dequantizes(job)) return (uint64_t)(t->rows * t->columns * (t->rank == 1 ? 4 : 2));
     if (!item->linear) return t->bytes;
     return (uint64_t)(qe_quant_bits_per_weight(&item->weight.form.quant, t->rows, t->columns) * (double)t->rows *
                       (double)t->columns / 8);
@@ -197,7 +209,7 @@ qe_status qe_job_plan(qe_job *job, qe_error *err) {
     add_sizes(job);
     job->linears = job->plan.linears;
     job->total = (double)job->plan.weights;
-    if (!job->linears) return qe_error_set(err, QE_E_ARGUMENT, "the recipe leaves every linear as it is");
+    if (!job->linears && !qe_job_dequantizes(job)) return qe_error_set(err, QE_E_ARGUMENT, "the recipe leaves every linear as it is");
     return QE_OK;
 }
 
@@ -211,7 +223,8 @@ qe_status qe_job_declare(qe_job *job, qe_error *err) {
         if (item->linear && !first) first = item;
         if (item->linear) one_kind &= (item->decision.quant.zero == QE_ZERO_CONST) == (first->decision.quant.zero == QE_ZERO_CONST);
         if (item->linear || gguf(job)) QE_TRY(job->format->declare(job->out, &item->weight, err));
-        else QE_TRY(qe_out_declare(job->out, item->name, qe_store_type_name(t), t->rank, t->dims, t->bytes, &item->out, err));
+        else QE_TRY(qe_out_declare(job->out, item->name, !qe_job_dequantizes(job) ? qe_store_type_name(t) : t->rank == 1 ? "F32" : "F16",
+                                   t->rank, t->dims, qe_item_bytes(job, item), &item->out, err));
     }
     if (job->format == &qe_format_gptq && !one_kind)
         return qe_error_set(err, QE_E_UNSUPPORTED, "a GPTQ checkpoint is symmetric or has zero points, not both");

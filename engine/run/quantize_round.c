@@ -135,11 +135,12 @@ qe_status qe_round_resumed(qe_job *job, int64_t layer, qe_error *err) {
 /* A norm as the file stores it: without the family's offset, in its own type. */
 qe_status qe_put_vector(qe_out *out, const qe_item *item, const float *values, qe_error *err) {
     int64_t k = item->ref.k;
-    int32_t code = item->ref.quant.code;
+    bool wide = qe_out_bytes(out, item->out) == (uint64_t)k * sizeof(float);        /* dequantized, whatever it was */
+    int32_t code = wide ? QE_CODE_F32 : item->ref.quant.code;
     float *raw = malloc((size_t)k * sizeof *raw);
     if (!raw) return qe_error_set(err, QE_E_NOMEM, "no memory for a norm");
     for (int64_t i = 0; i < k; i++) {
-        float v = values[i] - item->ref.norm_offset;
+        float v = values[i] - item->stored_offset;
         if (code == QE_CODE_F32) raw[i] = v;
         else ((uint16_t *)(void *)raw)[i] = code == QE_CODE_F16 ? qe_f32_to_f16(v) : qe_f32_to_bf16(v);
     }
@@ -321,10 +322,10 @@ static qe_status fold_norm(layer_work *lw, int32_t input, float *s, qe_error *er
     if (!values) return qe_error_set(err, QE_E_NOMEM, "no memory for a norm");
     qe_status status = qe_model_read_vector(lw->job->model, &norm->ref, values, err);
     for (int64_t i = 0; i < k && !status; i++) {
-        float v = qe_sub(qe_div(values[i], s[i]), norm->ref.norm_offset);
+        float v = qe_sub(qe_div(values[i], s[i]), norm->stored_offset);
         if (code == QE_CODE_F16) v = qe_f16_to_f32(qe_f32_to_f16(v));
         if (code == QE_CODE_BF16) v = qe_bf16_to_f32(qe_f32_to_bf16(v));
-        changed[i] = qe_add(v, norm->ref.norm_offset);
+        changed[i] = qe_add(v, norm->stored_offset);
         float exact = values[i] / changed[i];
         if (isfinite(exact) && exact > 0.0f) s[i] = exact;
         else changed[i] = values[i], s[i] = 1.0f;
