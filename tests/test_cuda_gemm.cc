@@ -4,6 +4,7 @@
 #include "cuda_support.h"
 
 #include <map>
+#include "cuda_backend.h"
 
 #include "ref/oracle.h"
 
@@ -213,6 +214,27 @@ TEST_P(CudaGemm, MatchesReference) {
     EXPECT_GT(rows_seen, 0);
     std::printf("%s: %d runs", s.name, cases);
     std::printf(s.act_group < 0 ? ", worst error %.2f of the bound\n" : ", the reference's bits\n", worst);
+}
+// Clusters over a number of bands that is odd: the last block only sends tokens. k covers the ring's four slots four times.
+TEST(CudaCluster, OddBands) {
+    if (hooks()) GTEST_SKIP() << "order and addresses are judged by the other problems and simt_patches";
+    const Scheme &s = schemes()[0];
+    const Problem p{131, 16 * 128 + 3, 2000, QE_CODE_F16, QE_CODE_F16, 0, QK_GEMM_BIAS, true};
+    Tensor t;
+    make_tensor(&t, s, p.n, p.k, 5);
+    Pool ref(&qk_ref_backend), cuda(&qk_cuda_backend);
+    const qk_weight w_ref = pack(ref, shape_of(s, p.n, p.k), t.t), w = pack(cuda, shape_of(s, p.n, p.k), t.t);
+    const std::vector<char> want = run(ref, w_ref, *qk_ref_backend.rows, p, input(ref, w_ref, p, 7), 7);
+    const qk_row *row = &qk_cuda_w8a8_sm90_row;
+    qk_gemm g{};
+    g.w = w.shape, g.m = p.m, g.y_type = p.y_type, g.x = w.shape.act.quant;
+    qk_plan plan = qk_plan_begin(row, &g);
+    row->plan(&cuda.device, &g, &plan);
+    ASSERT_EQ(plan.grid[1], 18u) << "not in clusters";
+    const qk_x x = input(cuda, w, p, 7);
+    simt::device().options.order = simt::Order::Random, simt::device().options.async = simt::Async::Random;
+    EXPECT_EQ(first_difference(run(cuda, w, row, p, x, 7), want, p), "");
+    simt::device().options = {};
 }
 TEST_P(CudaGemm, PacksLosslessly) {
     const Scheme &s = schemes()[GetParam()];

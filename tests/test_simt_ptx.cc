@@ -56,11 +56,12 @@ TEST(SimtPtx, EveryKernelGivesTheHostsAnswer) {
             std::vector<uint32_t> want(c.out_words, 0);
             std::memset(out.p, 0, c.out_words * 4);
             Maps maps{};
-            if (c.kernel == tensor_loads)
+            if (c.kernel == tensor_loads || c.kernel == multicasts)
                 simt::encode_tensor_map_2d(&maps.in, in.p, 1, kMapCols, kMapRows, kMapPitch, 128, 8, 128);
             if (c.kernel == tensor_stores)
                 simt::encode_tensor_map_2d(&maps.out, out.p, 1, kOutCols, kOutRows, kOutPitch, 128, 8, 128);
-            const simt::Result r = simt::launch(c.kernel, 1, c.threads, c.shared, o, maps, in.p, out.p);
+            const simt::Result r = simt::launch_fn([&] { c.kernel(maps, in.p, out.p); }, dim3(1, c.cluster), c.threads, c.shared, o,
+                                                     c.cluster);
             ASSERT_TRUE(r.ok) << c.wrappers << ": " << r.error;
             c.reference(in.p, want.data());
             for (size_t i = 0; i < want.size(); i++) ASSERT_EQ(out.p[i], want[i]) << c.wrappers << ", word " << i;

@@ -13,6 +13,7 @@ typedef struct qk_cuda_launch {
     void (*invoke)(const void *kernel, void **args); /* calls the kernel's body as a host function (emulator) */
     void **args;
     uint32_t grid[3], block, shared_bytes;
+    uint32_t cluster; /* neighbours along y that run together; 0 and 1: none */
 } qk_cuda_launch;
 
 typedef struct qk_cuda_api {

@@ -60,8 +60,14 @@ int launch(const qk_cuda_launch *l, void *stream) {
             cudaFuncSetAttribute(l->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(l->shared_bytes));
         if (code != cudaSuccess) return reported(code);
     }
-    return reported(cudaLaunchKernel(l->kernel, dim3(l->grid[0], l->grid[1], l->grid[2]), dim3(l->block), l->args,
-                                     l->shared_bytes, static_cast<cudaStream_t>(stream)));
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = 1, cluster.val.clusterDim.y = l->cluster, cluster.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(l->grid[0], l->grid[1], l->grid[2]), config.blockDim = dim3(l->block);
+    config.dynamicSmemBytes = l->shared_bytes, config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = &cluster, config.numAttrs = l->cluster > 1;
+    return reported(cudaLaunchKernelExC(&config, l->kernel, l->args));
 }
 int tensor_map(void *map, const void *base, uint64_t cols, uint64_t rows, uint64_t pitch, uint32_t box_rows) {
     using Encode = CUresult (*)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,

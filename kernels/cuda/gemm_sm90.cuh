@@ -6,6 +6,10 @@
 // straight from shared memory. Rules that keep wgmma asynchronous (ptxas reports C75xx otherwise): accumulators are
 // touched by nothing between the first product and wait<0>, no `if` around a product, A registers live until the wait.
 //
+// Many tokens and rows: two blocks of neighbouring bands form a cluster. They need the same tokens, so each brings half of
+// them for both (multicast), and 128 columns of k cost a block 32 KiB of L2 instead of 48. A slot then is free when both
+// blocks' consumers have left it, and no block ends before the other's last arrival.
+//
 // Float sums restart in every chunk of k (quantization.md 7.4), inside the block or as splits of the grid: the same bits.
 #pragma once
 #include "output.cuh"
@@ -27,7 +31,8 @@ template <class F> struct Args {
 };
 
 // A format F has: Acc, Context, kXBytes (of one value of x), kBlockBytes (largest block of 64 x 128), kFromShared,
-// kTotals (sums restart in chunks); load(), unpack() and mma<N>(), or product<N>() with descriptors.
+// kTotals (sums restart in chunks), kCluster (blocks that share tokens in the largest instance); load(), unpack() and
+// mma<N>(), or product<N>() with descriptors.
 template <class F, int kTok> struct Config {
     // Nine warps put three on one of the four register files: 168 registers each. Tiles that need more hand registers
     // over: there the producer is a whole warpgroup (setmaxnreg).
@@ -45,24 +50,34 @@ template <class F, int kTok> struct Config {
 };
 
 #if PTX_SM90
-template <class F, int kTok>
+template <class F, int kTok, int kCluster>
 PTX_FN void produce(const CUtensorMap &map, const Args<F> &a, uint32_t base, int begin, int end) {
     using C = Config<F, kTok>;
     const uint32_t full = base + C::kBars, empty = full + C::kStages * 8;
     const uint32_t w_bytes = 2 * uint32_t(a.block_bytes);
-    const unsigned char *w = a.w + int64_t(blockIdx.y) * a.band_bytes + int64_t(begin) * w_bytes;
+    int64_t band = blockIdx.y;
+    if (kCluster > 1 && band * kRows >= a.output.out.n) band--; // bands are odd: the last block works for its peer alone
+    const unsigned char *w = a.w + band * a.band_bytes + int64_t(begin) * w_bytes;
+    const int share = kCluster > 1 ? int(ptx::cluster_rank()) * (kTok / kCluster) : 0;
     const int m0 = int(blockIdx.x) * kTok;
     int s = 0;
     uint32_t parity = 1;
     for (int kb = begin; kb < end; kb++, w += w_bytes) {
         const uint32_t bar = full + uint32_t(s * 8);
-        ptx::mbar_wait(empty + uint32_t(s * 8), parity);
+        if constexpr (kCluster > 1)
+            ptx::mbar_wait_cluster(empty + uint32_t(s * 8), parity);
+        else
+            ptx::mbar_wait(empty + uint32_t(s * 8), parity);
         ptx::mbar_arrive_expect_tx(bar, w_bytes + C::kXStage);
         ptx::bulk_load(base + uint32_t(C::kW + s * C::kWStage), w, w_bytes, bar);
 #pragma unroll
         for (int i = 0; i < F::kXBytes; i++)
-            ptx::tma_load_2d(base + uint32_t(s * C::kXStage + i * C::kXTile), &map, bar, (kb * F::kXBytes + i) * 128,
-                             m0);
+            if constexpr (kCluster > 1)
+                ptx::tma_load_2d_multicast(base + uint32_t(s * C::kXStage + i * C::kXTile + share * 128), &map, bar,
+                                           (kb * F::kXBytes + i) * 128, m0 + share, (1 << kCluster) - 1);
+            else
+                ptx::tma_load_2d(base + uint32_t(s * C::kXStage + i * C::kXTile), &map, bar,
+                                 (kb * F::kXBytes + i) * 128, m0);
         if (++s == C::kStages) s = 0, parity ^= 1;
     }
 }
@@ -76,8 +91,16 @@ template <int kStages> PTX_FN void advance(Cursor &c) {
     if (++c.s == kStages) c.s = 0, c.parity ^= 1;
 }
 
+// A warp has left a slot: its producer may fill it, and so may those that send tokens to it.
+template <int kCluster> PTX_FN void release(uint32_t empty, int lane) {
+    if constexpr (kCluster > 1) {
+        if (lane < kCluster) ptx::mbar_arrive_cluster(ptx::cluster_addr(empty, uint32_t(lane)));
+    } else if (lane == 0)
+        ptx::mbar_arrive(empty);
+}
+
 // Blocks [begin, end) into acc, which starts at zero.
-template <class F, int kTok>
+template <class F, int kTok, int kCluster>
 PTX_FN void consume(const Args<F> &a, uint32_t base, int begin, int end, bool first, Cursor &at,
                     typename F::Acc (&acc)[kTok / 2]) {
     using C = Config<F, kTok>;
@@ -97,7 +120,7 @@ PTX_FN void consume(const Args<F> &a, uint32_t base, int begin, int end, bool fi
             for (int st = 0; st < 4; st++) F::template product<kTok>(acc, w + uint64_t(st * 2), x + uint64_t(st * 2));
             ptx::wgmma_commit();
             ptx::wgmma_wait<1>(); // the previous block's products are done
-            if ((kb > begin || !first) && lane == 0) ptx::mbar_arrive(empty + uint32_t(at.previous * 8));
+            if (kb > begin || !first) release<kCluster>(empty + uint32_t(at.previous * 8), lane);
             advance<C::kStages>(at);
         }
         ptx::wgmma_wait<0>();
@@ -122,8 +145,8 @@ PTX_FN void consume(const Args<F> &a, uint32_t base, int begin, int end, bool fi
                     F::template mma<kTok>(acc, frag[half][st], x + uint64_t(st * 2));
                 ptx::wgmma_commit();
                 ptx::wgmma_wait<1>(); // the other half's products are done
-                if (half == 0 && (kb > begin || !first) && lane == 0)
-                    ptx::mbar_arrive(empty + uint32_t(at.previous * 8));
+                if (half == 0 && (kb > begin || !first))
+                    release<kCluster>(empty + uint32_t(at.previous * 8), lane);
             }
             advance<C::kStages>(at);
         }
@@ -133,7 +156,7 @@ PTX_FN void consume(const Args<F> &a, uint32_t base, int begin, int end, bool fi
 }
 #endif
 
-template <class F, int kTok>
+template <class F, int kTok, int kCluster = 1>
 __global__ void __launch_bounds__(Config<F, kTok>::kThreads, 1)
     gemm(const __grid_constant__ CUtensorMap map, const __grid_constant__ Args<F> a,
          const Partial<typename F::Acc> partial) {
@@ -148,14 +171,18 @@ __global__ void __launch_bounds__(Config<F, kTok>::kThreads, 1)
     if (tid == 0) {
         for (int s = 0; s < C::kStages; s++) {
             ptx::mbar_init(full + uint32_t(s * 8), 1);
-            ptx::mbar_init(empty + uint32_t(s * 8), kConsumers / 32); // one arrival per consumer warp
+            ptx::mbar_init(empty + uint32_t(s * 8), kConsumers / 32 * kCluster); // one arrival per consumer warp
         }
         ptx::mbar_fence_init();
     }
-    __syncthreads();
+    if constexpr (kCluster > 1) {
+        ptx::cluster_arrive();
+        ptx::cluster_wait();
+    } else
+        __syncthreads();
     if (warp >= kConsumers / 32) {
         if constexpr (C::kHandover) ptx::setmaxnreg_dec<40>();
-        if (warp == kConsumers / 32 && ptx::elect_one()) produce<F, kTok>(map, a, base, begin, end);
+        if (warp == kConsumers / 32 && ptx::elect_one()) produce<F, kTok, kCluster>(map, a, base, begin, end);
         return;
     }
     if constexpr (C::kHandover) ptx::setmaxnreg_inc<232>();
@@ -165,26 +192,29 @@ __global__ void __launch_bounds__(Config<F, kTok>::kThreads, 1)
         Acc total[kTok / 2] = {};
         for (int chunk = begin; chunk < end; chunk += a.chunk_blocks) {
             const int stop = chunk + a.chunk_blocks < end ? chunk + a.chunk_blocks : end;
-            consume<F, kTok>(a, base, chunk, stop, chunk == begin, at, acc);
+            consume<F, kTok, kCluster>(a, base, chunk, stop, chunk == begin, at, acc);
 #pragma unroll
             for (int i = 0; i < kTok / 2; i++) total[i] = chunk == begin ? acc[i] : plus(total[i], acc[i]);
         }
 #pragma unroll
         for (int i = 0; i < kTok / 2; i++) acc[i] = total[i];
     } else
-        consume<F, kTok>(a, base, begin, end, true, at, acc);
+        consume<F, kTok, kCluster>(a, base, begin, end, true, at, acc);
 
+    if constexpr (kCluster > 1) ptx::cluster_arrive();
     ptx::named_bar_sync(1, kConsumers); // the ring is idle: it becomes the tile of sums
 #pragma unroll
     for (int j = 0; j < kTok / 8; j++) put_fragment<kRows>(smem, warp, tid % 32, j, acc + j * 4);
     ptx::named_bar_sync(1, kConsumers);
     store_tile<kRows, kTok>(smem, tid, kConsumers, a.m, int64_t(blockIdx.x) * kTok, int64_t(blockIdx.y) * kRows,
                             int(blockIdx.z), partial, a.output);
+    if constexpr (kCluster > 1) ptx::cluster_wait();
 #endif
 }
 
-// ---- plans and launches of a family: instances by tokens per tile ------------------------------------------------
-constexpr int kTiles[] = {16, 64, 128, 256};
+// ---- plans and launches of a family: instances by tokens per tile, the last one in clusters ------------------------
+constexpr int kTiles[] = {16, 64, 128, 256, 256};
+constexpr int kClustered = 4;
 inline int tile_of(int64_t m, int largest) {
     int i = 0;
     while (i < largest && m > kTiles[i]) i++;
@@ -204,27 +234,31 @@ inline int split_blocks_of(const qk_device *device, const qk_gemm *g, int tokens
 template <class F> uint32_t shared_bytes_of(int instance) {
     const int bytes[] = {Config<F, 16>::kSharedBytes, Config<F, 64>::kSharedBytes, Config<F, 128>::kSharedBytes};
     if constexpr (!F::kTotals)
-        if (instance == 3) return uint32_t(Config<F, 256>::kSharedBytes);
+        if (instance >= 3) return uint32_t(Config<F, 256>::kSharedBytes);
     return uint32_t(bytes[instance]);
 }
 template <class F> uint32_t threads_of(int instance) {
     const int threads[] = {Config<F, 16>::kThreads, Config<F, 64>::kThreads, Config<F, 128>::kThreads};
     if constexpr (!F::kTotals)
-        if (instance == 3) return uint32_t(Config<F, 256>::kThreads);
+        if (instance >= 3) return uint32_t(Config<F, 256>::kThreads);
     return uint32_t(threads[instance]);
 }
 template <class F>
 void plan_of(const qk_device *device, const qk_gemm *g, int largest, int chunk_blocks, qk_plan *out) {
-    const int instance = tile_of(g->m, largest), tokens = kTiles[instance];
+    int instance = tile_of(g->m, largest);
+    const int tokens = kTiles[instance], bands = int((g->w.n + kRows - 1) / kRows);
+    // An odd band costs an idle block.
+    if (F::kCluster > 1 && instance == 3 && (bands % F::kCluster == 0 || bands >= 8 * F::kCluster)) instance = kClustered;
     const int blocks = int((g->w.k + kBlockK - 1) / kBlockK), split = split_blocks_of(device, g, tokens, chunk_blocks);
     out->variant = instance;
     out->splits = (blocks + split - 1) / split;
-    out->grid[0] = uint32_t((g->m + tokens - 1) / tokens), out->grid[1] = uint32_t((g->w.n + kRows - 1) / kRows);
+    out->grid[0] = uint32_t((g->m + tokens - 1) / tokens), out->grid[1] = uint32_t(bands);
+    if (instance == kClustered) out->grid[1] = uint32_t((bands + F::kCluster - 1) / F::kCluster * F::kCluster);
     out->grid[2] = uint32_t(out->splits);
     out->block = threads_of<F>(instance), out->shared_bytes = shared_bytes_of<F>(instance);
     if (out->splits > 1) out->workspace_bytes = uint64_t(out->splits) * uint64_t(g->m) * uint64_t(partial_ld(g->w.n)) * 4;
 }
-template <class F, int kTok>
+template <class F, int kTok, int kCluster = 1>
 qe_status launch_tile(const qk_plan *plan, const qk_gemm_args *args, const Args<F> &a, const qk_queue *queue, const char *name,
                       qe_error *err) {
     using C = Config<F, kTok>;
@@ -232,13 +266,13 @@ qe_status launch_tile(const qk_plan *plan, const qk_gemm_args *args, const Args<
     const qk_x &x = args->x;
     CUtensorMap map; // columns end at k, so that whatever pads x contributes nothing
     const int code = qk_cuda_api_now()->tensor_map(&map, x.data, uint64_t(x.k) * F::kXBytes, uint64_t(x.m),
-                                                   uint64_t(x.ld) * F::kXBytes, kTok);
+                                                   uint64_t(x.ld) * F::kXBytes, kTok / kCluster);
     if (code) return qk_cuda_fail(code, "encoding a tensor map", err);
     const Partial<Acc> partial{plan->splits > 1 ? static_cast<Acc *>(args->workspace) : nullptr,
                                partial_ld(args->w->shape.n)};
     const dim3 grid(uint32_t((a.m + kTok - 1) / kTok), plan->grid[1], plan->grid[2]);
     const qe_status status =
-        launch(gemm<F, kTok>, grid, C::kThreads, C::kSharedBytes, queue, name, err, map, a, partial);
+        launch_cluster(gemm<F, kTok, kCluster>, grid, kCluster, C::kThreads, C::kSharedBytes, queue, name, err, map, a, partial);
     if (status != QE_OK || !partial.sums) return status;
     return launch_reduce<Acc>(plan, args, a.output, queue, name, err);
 }
@@ -261,6 +295,9 @@ qe_status run_family(const qk_plan *plan, const qk_gemm_args *args, Args<F> a, c
     case 2:
         return launch_tile<F, 128>(plan, args, a, queue, name, err);
     default:
+        if constexpr (F::kCluster > 1)
+            if (plan->variant == kClustered)
+                return launch_tile<F, 256, F::kCluster>(plan, args, a, queue, name, err);
         if constexpr (kLargest == 3) return launch_tile<F, 256>(plan, args, a, queue, name, err);
         return qe_error_set(err, QE_E_ARGUMENT, "%s: no such instance", name);
     }

@@ -10,6 +10,7 @@ template <int kUnits> struct Format : W4A16<kUnits> {
     using Acc = float;
     static constexpr int kXBytes = 2;
     static constexpr bool kFromShared = false, kTotals = true;
+    static constexpr int kCluster = 1;
     template <int N> static PTX_FN void mma(Acc (&d)[N / 2], const uint32_t (&a)[4], uint64_t x) {
 #if PTX_SM90
         ptx::wgmma_rs_f16<N>(d, a, x);

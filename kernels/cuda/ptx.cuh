@@ -164,6 +164,37 @@ PTX_FN void mbar_wait(uint32_t bar, uint32_t parity) {
     while (!mbar_try_wait(bar, parity)) {}
 }
 
+// clusters: blocks that run together. A shared address means the block's own memory, cluster_addr() gives the address of
+// the same place in block `rank`. arrive and wait: every thread of the cluster that has not exited.
+PTX_FN uint32_t cluster_rank() {
+    uint32_t r;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+    return r;
+}
+PTX_FN uint32_t cluster_addr(uint32_t addr, uint32_t rank) {
+    uint32_t r;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(addr), "r"(rank));
+    return r;
+}
+PTX_FN void cluster_arrive() {
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+}
+PTX_FN void cluster_wait() {
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+PTX_FN void mbar_arrive_cluster(uint32_t bar) {
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(bar) : "memory");
+}
+PTX_FN void mbar_wait_cluster(uint32_t bar, uint32_t parity) { // arrivals came from other blocks too
+    uint32_t ok;
+    do asm volatile(
+        "{.reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+        : "=r"(ok)
+        : "r"(bar), "r"(parity)
+        : "memory");
+    while (!ok);
+}
+
 // TMA, 2-D tiles: c0 is the column (inner) coordinate, c1 the row
 PTX_FN void tma_prefetch_map(const CUtensorMap *m) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(m) : "memory");
@@ -172,6 +203,13 @@ PTX_FN void tma_load_2d(uint32_t dst, const CUtensorMap *m, uint32_t bar, int c0
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, "
                  "%4}], [%2];" ::"r"(dst),
                  "l"(m), "r"(bar), "r"(c0), "r"(c1)
+                 : "memory");
+}
+// The box goes to the same offset of every block in the mask, its bytes to the barrier there.
+PTX_FN void tma_load_2d_multicast(uint32_t dst, const CUtensorMap *m, uint32_t bar, int c0, int c1, uint16_t mask) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+                 "[%0], [%1, {%3, %4}], [%2], %5;" ::"r"(dst),
+                 "l"(m), "r"(bar), "r"(c0), "r"(c1), "h"(mask)
                  : "memory");
 }
 // one contiguous range, 16-byte aligned, a multiple of 16 bytes

@@ -25,6 +25,7 @@ struct Case {
     unsigned threads, shared, in_words, out_words;
     Fill fill;
     Reference reference;
+    unsigned cluster = 1; // blocks, all of one cluster
 };
 #ifdef __CUDACC__
 #define CONFORMANCE_UNROLL _Pragma("unroll")
@@ -403,4 +404,5 @@ inline void want_tensor_stores(const uint32_t *in, uint32_t *want) {
 }
 
 } // namespace conformance
+#include "ptx_conformance_cluster.cuh"
 #include "ptx_conformance_wgmma.cuh"

@@ -58,11 +58,19 @@ int main(int argc, char **argv) {
         cudaMemcpy(device_in, in.data(), in.size() * 4, cudaMemcpyHostToDevice);
         cudaMemset(device_out, 0, out.size() * 4);
         Maps maps{};
-        if (c.kernel == tensor_loads) encode(&maps.in, device_in, kMapCols, kMapRows, kMapPitch);
+        if (c.kernel == tensor_loads || c.kernel == multicasts)
+            encode(&maps.in, device_in, kMapCols, kMapRows, kMapPitch);
         if (c.kernel == tensor_stores) encode(&maps.out, device_out, kOutCols, kOutRows, kOutPitch);
         cudaFuncSetAttribute(c.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(c.shared));
-        c.kernel<<<1, c.threads, c.shared>>>(maps, device_in, device_out);
-        const cudaError_t e = cudaDeviceSynchronize();
+        cudaLaunchAttribute cluster{};
+        cluster.id = cudaLaunchAttributeClusterDimension;
+        cluster.val.clusterDim.x = 1, cluster.val.clusterDim.y = c.cluster, cluster.val.clusterDim.z = 1;
+        cudaLaunchConfig_t config{};
+        config.gridDim = dim3(1, c.cluster), config.blockDim = dim3(c.threads), config.dynamicSmemBytes = c.shared;
+        config.attrs = &cluster, config.numAttrs = c.cluster > 1;
+        cudaError_t e = cudaLaunchKernelEx(&config, c.kernel, Maps(maps), static_cast<const uint32_t *>(device_in),
+                                           device_out);
+        if (e == cudaSuccess) e = cudaDeviceSynchronize();
         if (e != cudaSuccess) return std::printf("%s: %s\n", c.wrappers, cudaGetErrorString(e)), 1;
         cudaMemcpy(out.data(), device_out, out.size() * 4, cudaMemcpyDeviceToHost);
         c.reference(in.data(), want.data());

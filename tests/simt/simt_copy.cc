@@ -26,7 +26,7 @@ void cp_async(uint32_t dst, const void *src, uint32_t bytes, uint32_t src_bytes,
     void *d = smem_ptr(dst, bytes, bytes, loc, "cp.async");
     if (src_bytes > bytes) fail(loc, "cp.async: src size %u", src_bytes);
     if (src_bytes) check_global(src, src_bytes, bytes, loc, "cp.async");
-    race_async_write_begin(t, dst - kSmemBase, bytes, false, loc, "cp.async");
+    race_async_write_begin(t, t->block, dst - kSmemBase, bytes, false, loc, "cp.async");
     t->cp_open.push_back({dst, src, bytes, src_bytes, loc});
     bool now = t_runner->async_now() || (t_runner->opt.async == Async::Random && coin());
     if (now)
@@ -54,9 +54,8 @@ void cp_async_wait(unsigned keep, Loc) {
 }
 
 static constexpr uint64_t kMbarMagic = 0x6d62617272696572ull; // stored in the barrier's 8 bytes
-MBarrier &mbar_at(uint32_t bar, Loc loc) {
-    Block *b = self_block();
-    void *p = smem_ptr(bar, 8, 8, loc, "mbarrier");
+MBarrier &mbar_at(Block *b, uint32_t bar, Loc loc) {
+    void *p = b->smem + (static_cast<char *>(smem_ptr(bar, 8, 8, loc, "mbarrier")) - self_block()->smem);
     auto it = b->mbars.find(bar);
     if (it == b->mbars.end()) fail(loc, "mbarrier at 0x%x was never initialised", bar - kSmemBase);
     if (std::memcmp(p, &kMbarMagic, 8)) fail(loc, "mbarrier at 0x%x was overwritten", bar - kSmemBase);
@@ -90,17 +89,27 @@ void mbar_init(uint32_t bar, uint32_t count, Loc loc) {
     b->mbars[bar] = m;
     std::memcpy(p, &kMbarMagic, 8);
 }
-void mbar_arrive(uint32_t bar, uint32_t count, int64_t tx, Loc loc) {
-    MBarrier &m = mbar_at(bar, loc);
-    race_access(self(), bar - kSmemBase, 8, false, loc, "mbarrier.arrive");
+static void arrive_at(MBarrier &m, uint32_t bar, uint32_t count, int64_t tx, Loc loc) {
     if (m.pending < count) fail(loc, "mbarrier at 0x%x: more arrivals than its count %u", bar - kSmemBase, m.expected);
     m.tx += tx;
     m.pending -= count;
     race_release(self(), m.acc);
     mbar_check(m);
 }
+void mbar_arrive(uint32_t bar, uint32_t count, int64_t tx, Loc loc) {
+    MBarrier &m = mbar_at(self_block(), bar, loc);
+    race_access(self(), bar - kSmemBase, 8, false, loc, "mbarrier.arrive");
+    arrive_at(m, bar, count, tx, loc);
+}
+void mbar_arrive_cluster(uint32_t bar, Loc loc) {
+    uint32_t local;
+    Block *b = cluster_block(bar, &local, loc);
+    MBarrier &m = mbar_at(b, local, loc);
+    race_remote_arrive(self(), b, local - kSmemBase, loc);
+    arrive_at(m, local, 1, 0, loc);
+}
 bool mbar_test(uint32_t bar, uint32_t parity, Loc loc) {
-    MBarrier &m = mbar_at(bar, loc);
+    MBarrier &m = mbar_at(self_block(), bar, loc);
     if (parity > 1) fail(loc, "mbarrier wait: parity %u", parity);
     if ((m.phase & 1) == parity) return false;
     race_access(self(), bar - kSmemBase, 8, false, loc, "mbarrier.try_wait");
@@ -109,7 +118,7 @@ bool mbar_test(uint32_t bar, uint32_t parity, Loc loc) {
 }
 void mbar_wait(uint32_t bar, uint32_t parity, Loc loc) {
     if (mbar_test(bar, parity, loc)) return;
-    mbar_at(bar, loc).waiting.push_back({self(), parity});
+    mbar_at(self_block(), bar, loc).waiting.push_back({self(), parity});
     block_here("mbarrier.wait", bar - kSmemBase, parity, loc);
 }
 
@@ -196,20 +205,42 @@ void tma_load_2d(uint32_t dst, const CUtensorMap *map, uint32_t bar, int c0, int
     Map2d m = read_map(map, loc);
     uint32_t bytes = m.box_cols * uint32_t(m.elem) * m.box_rows;
     void *d = smem_ptr(dst, bytes, m.swizzle == 128 ? 1024 : 128, loc, "TMA load");
-    mbar_at(bar, loc);
-    race_async_write_begin(t, dst - kSmemBase, bytes, true, loc, "TMA load");
+    mbar_at(self_block(), bar, loc);
+    race_async_write_begin(t, t->block, dst - kSmemBase, bytes, true, loc, "TMA load");
     Tma op{Tma::Load, *map, c0, c1, dst, bar, loc, t, nullptr, 0};
     if (t_runner->async_now()) return tma_perform(t->block, op);
     garbage(d, bytes);
     t->block->tma.push_back(op);
+}
+// The same offset of every block in the mask gets the box and its barrier the bytes, each at a time of its own.
+void tma_load_2d_multicast(uint32_t dst, const CUtensorMap *map, uint32_t bar, int c0, int c1, uint32_t mask, Loc loc) {
+    Thread *t = self();
+    const Map2d m = read_map(map, loc);
+    const uint32_t bytes = m.box_cols * uint32_t(m.elem) * m.box_rows;
+    const Cluster &cluster = *t->block->cluster;
+    smem_ptr(dst, bytes, m.swizzle == 128 ? 1024 : 128, loc, "multicast");
+    if (!mask || mask >> cluster.blocks.size()) fail(loc, "multicast to blocks 0x%x of %zu", mask, cluster.blocks.size());
+    for (Block *b : cluster.blocks) {
+        if (!(mask >> b->rank & 1)) continue;
+        if (!b->live) fail(loc, "multicast to block %u of the cluster, which has exited", b->rank);
+        mbar_at(b, bar, loc);
+        race_async_write_begin(t, b, dst - kSmemBase, bytes, true, loc, "multicast");
+        Tma op{Tma::Load, *map, c0, c1, dst, bar, loc, t, nullptr, 0};
+        if (t_runner->async_now()) {
+            tma_perform(b, op);
+            continue;
+        }
+        garbage(b->smem + (dst - kSmemBase), bytes);
+        b->tma.push_back(op);
+    }
 }
 void bulk_load(uint32_t dst, const void *src, uint32_t bytes, uint32_t bar, Loc loc) {
     Thread *t = self();
     if (!bytes || bytes % 16) fail(loc, "bulk copy: %u bytes", bytes);
     void *d = smem_ptr(dst, bytes, 16, loc, "bulk copy");
     check_global(src, bytes, 16, loc, "bulk copy");
-    mbar_at(bar, loc);
-    race_async_write_begin(t, dst - kSmemBase, bytes, true, loc, "bulk copy");
+    mbar_at(self_block(), bar, loc);
+    race_async_write_begin(t, t->block, dst - kSmemBase, bytes, true, loc, "bulk copy");
     Tma op{Tma::Bulk, {}, 0, 0, dst, bar, loc, t, src, bytes};
     if (t_runner->async_now()) return tma_perform(t->block, op);
     garbage(d, bytes);

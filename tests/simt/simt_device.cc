@@ -54,7 +54,8 @@ int wait(void *) {
 int launch(const qk_cuda_launch *l, void *) {
     device().launches++;
     simt::Result r = simt::launch_fn([&] { l->invoke(l->kernel, l->args); }, dim3(l->grid[0], l->grid[1], l->grid[2]),
-                                     dim3(l->block), l->shared_bytes, device().options);
+                                     dim3(l->block), l->shared_bytes, device().options,
+                                     l->cluster ? l->cluster : 1);
     if (r.ok) return 0;
     device().error = r.error;
     return kFailed;

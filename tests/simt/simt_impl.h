@@ -47,6 +47,7 @@ struct Thread {
     Loc why_loc;
     std::vector<CpAsync> cp_open;               // cp.async not yet committed
     std::deque<std::vector<CpAsync>> cp_groups; // committed, not yet waited for
+    uint64_t cluster_at = 0; // arrived at the cluster's barrier for this phase (from 1) and not waited yet
     void *asan_fake = nullptr;
 };
 
@@ -120,8 +121,19 @@ constexpr size_t kStack = 128 * 1024;
 // The shared window starts at this 32-bit address (sm_90 reserves the first KiB).
 constexpr uint32_t kSmemBase = 1024;
 
+// Blocks that run together: their barrier (barrier.cluster), complete when every thread that has not exited arrived.
+struct Cluster {
+    std::vector<Block *> blocks;
+    uint64_t phase = 0;
+    unsigned arrived = 0;
+    std::vector<Thread *> waiting;
+    std::vector<uint32_t> acc, done; // vector clocks
+};
+
 struct Block {
     Runner *runner = nullptr;
+    std::shared_ptr<Cluster> cluster;
+    unsigned rank = 0; // in the cluster
     std::vector<Thread> threads;
     std::vector<Warp> warps;
     std::vector<WarpGroup> groups;
@@ -173,7 +185,9 @@ void maybe_preempt();            // Order::Random gives way now and then
 void garbage(void *p, size_t n); // what a register or shared byte holds while in flight
 bool coin();
 float h16(uint32_t bits, bool bfloat);
-MBarrier &mbar_at(uint32_t bar, Loc loc);
+MBarrier &mbar_at(Block *b, uint32_t bar, Loc loc);
+Block *cluster_block(uint32_t addr, uint32_t *local, Loc loc); // whose shared memory a shared::cluster address names
+void cluster_check(Cluster &c);
 void mbar_check(MBarrier &m);               // completes the phase when nothing is pending
 uint32_t swizzle(uint32_t addr, int bytes); // XOR the 16-byte chunk number with the 128-byte row number
 void block_here(const char *why, uint64_t a, uint64_t b, Loc loc); // until woken
@@ -188,7 +202,8 @@ void race_release(Thread *t, std::vector<uint32_t> &into);
 void race_acquire(Thread *t, const std::vector<uint32_t> &from);
 void race_syncwarp(Warp *w);
 void race_proxy_fence(Thread *t);
-void race_async_write_begin(Thread *t, uint32_t off, unsigned n, bool bulk, Loc loc, const char *what);
+void race_remote_arrive(Thread *t, Block *b, uint32_t off, Loc loc);
+void race_async_write_begin(Thread *t, Block *b, uint32_t off, unsigned n, bool bulk, Loc loc, const char *what);
 void race_cp_async_done(Thread *t, uint32_t off, unsigned n);
 void race_tma_done(Block *b, MBarrier &m, uint32_t off, unsigned n);
 void race_async_read_begin(Thread *t, uint32_t off, unsigned n, Loc loc, const char *what);

@@ -31,6 +31,8 @@ static void fiber_main() {
     w->exited |= 1u << t->lane;
     w->runnable &= ~(1u << t->lane);
     t->block->live--;
+    if (t->cluster_at > t->block->cluster->phase) t->block->cluster->arrived--;
+    cluster_check(*t->block->cluster);
     Thread *n = t->block->live ? pick() : nullptr;
     switch_to(n);
     std::abort();
@@ -70,6 +72,7 @@ static void setup_block(Runner *r, Block *b, dim3 bid, dim3 bdim, dim3 gdim) {
         t.block = b;
         t.warp = &b->warps[i / 32];
         t.exited = false;
+        t.cluster_at = 0;
         t.why = "";
         t.cp_open.clear();
         t.cp_groups.clear();
@@ -85,7 +88,25 @@ static void setup_block(Runner *r, Block *b, dim3 bid, dim3 bdim, dim3 gdim) {
         for (int k = 0; k < 6; k++) *--top = nullptr;
         t.sp = top;
     }
-    race_begin(b, r->opt.racecheck);
+}
+
+// The blocks of one cluster, neighbours along y.
+static void setup_cluster(Runner *r, std::vector<std::unique_ptr<Block>> &pool, uint64_t group, unsigned size, dim3 bdim,
+                          dim3 gdim) {
+    auto cluster = std::make_shared<Cluster>();
+    const unsigned rows = gdim.y / size;
+    for (unsigned rank = 0; rank < size; rank++) {
+        auto b = std::move(pool.back());
+        pool.pop_back();
+        b->cluster = cluster;
+        b->rank = rank;
+        cluster->blocks.push_back(b.get());
+        setup_block(r, b.get(),
+                    dim3(unsigned(group % gdim.x), unsigned(group / gdim.x % rows) * size + rank,
+                         unsigned(group / gdim.x / rows)),
+                    bdim, gdim);
+        r->blocks.push_back(std::move(b));
+    }
 }
 
 static std::string deadlock_report(Runner *r) {
@@ -114,6 +135,12 @@ static void run_resident(Runner *r) {
     for (;;) {
         unsigned live = 0;
         for (auto &b : r->blocks) live += b->live;
+        for (auto &b : r->blocks)
+            if (!b->live && !b->tma.empty()) {
+                r->failed = true;
+                r->error = where(b->tma.front().loc) + ": the block ended while this copy to it is in flight";
+                return;
+            }
         if (!live) return;
         r->cur = nullptr;
         Thread *n = pick();
@@ -133,10 +160,13 @@ static void run_resident(Runner *r) {
     }
 }
 
-Result launch_fn(const std::function<void()> &body, dim3 grid, dim3 block, size_t smem_bytes, const Options &opt) {
+Result launch_fn(const std::function<void()> &body, dim3 grid, dim3 block, size_t smem_bytes, const Options &opt,
+                 unsigned cluster) {
     const uint64_t nblocks = uint64_t(grid.x) * grid.y * grid.z;
+    const unsigned resident = (unsigned(opt.resident) + cluster - 1) / (cluster ? cluster : 1); // clusters
     const unsigned nt = block.x * block.y * block.z;
     if (nt == 0 || nt > 1024 || nblocks == 0) return {false, "bad launch shape"};
+    if (cluster == 0 || cluster > 8 || grid.y % cluster) return {false, "grid.y is no multiple of the cluster"};
     if (smem_bytes > 227 * 1024) return {false, "more than 227 KiB of shared memory"};
     std::atomic<uint64_t> next{0};
     std::mutex m;
@@ -149,7 +179,7 @@ Result launch_fn(const std::function<void()> &body, dim3 grid, dim3 block, size_
         t_runner = &r;
         size_t bytes = (smem_bytes + 4095) / 4096 * 4096 + 4096;
         std::vector<std::unique_ptr<Block>> pool;
-        for (int i = 0; i < opt.resident; i++) {
+        for (unsigned i = 0; i < resident * cluster; i++) {
             auto b = std::make_unique<Block>();
             b->smem = static_cast<char *>(
                 mmap(nullptr, bytes + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
@@ -158,17 +188,12 @@ Result launch_fn(const std::function<void()> &body, dim3 grid, dim3 block, size_
             pool.push_back(std::move(b));
         }
         while (!r.failed) {
-            for (int i = 0; i < opt.resident; i++) {
-                uint64_t k = next.fetch_add(1);
-                if (k >= nblocks) break;
-                if (pool.empty()) break;
-                auto b = std::move(pool.back());
-                pool.pop_back();
-                setup_block(&r, b.get(),
-                            dim3(unsigned(k % grid.x), unsigned(k / grid.x % grid.y), unsigned(k / grid.x / grid.y)),
-                            block, grid);
-                r.blocks.push_back(std::move(b));
+            for (unsigned i = 0; i < resident; i++) {
+                const uint64_t group = next.fetch_add(1);
+                if (group >= nblocks / cluster) break;
+                setup_cluster(&r, pool, group, cluster, block, grid);
             }
+            for (auto &b : r.blocks) race_begin(b.get(), opt.racecheck); // knows the whole cluster
             if (r.blocks.empty()) break;
             run_resident(&r);
             for (auto &b : r.blocks) pool.push_back(std::move(b));

@@ -19,11 +19,17 @@ void stmatrix(const uint32_t *r, int count, bool trans, uint32_t addr, Loc loc);
 void bulk_load(uint32_t dst, const void *src, uint32_t bytes, uint32_t bar, Loc loc);
 enum class Mma { S8_16832, F16_16816, BF16_16816 };
 void mma(Mma kind, void *d, const uint32_t *a, const uint32_t *b, Loc loc);
+void mbar_arrive_cluster(uint32_t bar, Loc loc);
+uint32_t cluster_rank();
+uint32_t cluster_addr(uint32_t addr, uint32_t rank, Loc loc);
+void cluster_arrive(Loc loc);
+void cluster_wait(Loc loc);
 void mbar_init(uint32_t bar, uint32_t count, Loc loc);
 void mbar_arrive(uint32_t bar, uint32_t count, int64_t tx, Loc loc);
 bool mbar_test(uint32_t bar, uint32_t parity, Loc loc);
 void mbar_wait(uint32_t bar, uint32_t parity, Loc loc);
 void tma_load_2d(uint32_t dst, const CUtensorMap *m, uint32_t bar, int c0, int c1, Loc loc);
+void tma_load_2d_multicast(uint32_t dst, const CUtensorMap *m, uint32_t bar, int c0, int c1, uint32_t mask, Loc loc);
 void tma_store_2d(const CUtensorMap *m, uint32_t src, int c0, int c1, Loc loc);
 void bulk_commit(Loc loc);
 void bulk_wait(unsigned keep, Loc loc);
@@ -145,6 +151,30 @@ inline bool mbar_try_wait(uint32_t bar, uint32_t parity, SIMT_LOC) {
 }
 inline void mbar_wait(uint32_t bar, uint32_t parity, SIMT_LOC) {
     simt::mbar_wait(bar, parity, loc);
+}
+
+// clusters
+inline uint32_t cluster_rank() {
+    return simt::cluster_rank();
+}
+inline uint32_t cluster_addr(uint32_t addr, uint32_t rank, SIMT_LOC) {
+    return simt::cluster_addr(addr, rank, loc);
+}
+inline void cluster_arrive(SIMT_LOC) {
+    simt::cluster_arrive(loc);
+}
+inline void cluster_wait(SIMT_LOC) {
+    simt::cluster_wait(loc);
+}
+inline void mbar_arrive_cluster(uint32_t bar, SIMT_LOC) {
+    simt::mbar_arrive_cluster(bar, loc);
+}
+inline void mbar_wait_cluster(uint32_t bar, uint32_t parity, SIMT_LOC) {
+    simt::mbar_wait(bar, parity, loc);
+}
+inline void tma_load_2d_multicast(uint32_t dst, const CUtensorMap *m, uint32_t bar, int c0, int c1, uint16_t mask,
+                                  SIMT_LOC) {
+    simt::tma_load_2d_multicast(dst, m, bar, c0, c1, mask, loc);
 }
 
 // TMA

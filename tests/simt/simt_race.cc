@@ -39,7 +39,8 @@ static bool g_hooks = false; // some kernel object was built with the hooks
 struct Byte {
     uint32_t w_clock = 0; // writer's clock; 0: never written
     uint32_t w_epoch = 0; // its warp's syncwarp count
-    uint8_t w_agent = 0, w_lane = 0;
+    uint16_t w_agent = 0;
+    uint8_t w_lane = 0;
     bool generic = true;     // written by ordinary stores (not TMA)
     uint8_t in_flight = 0;   // 1: cp.async, 2: TMA load not complete
     uint8_t async_reads = 0; // wgmma / TMA stores that may still read it
@@ -49,7 +50,7 @@ struct Byte {
 };
 
 struct RaceState {
-    unsigned warps = 0, agents = 0;
+    unsigned warps = 0, first = 0, agents = 0; // agents first .. first + warps + 64 of the cluster's are this block's
     std::vector<Byte> bytes;
     std::vector<uint32_t> reads;                 // [byte][warp]: clock of the warp's last read
     std::vector<std::vector<uint32_t>> vc;       // per warp
@@ -62,12 +63,13 @@ void race_begin(Block *b, bool enabled) {
     if (!enabled || !g_hooks || !b->smem_bytes) return;
     auto s = std::make_shared<RaceState>();
     s->warps = unsigned(b->warps.size());
-    s->agents = s->warps + 64;
+    s->first = b->rank * (s->warps + 64);
+    s->agents = unsigned(b->cluster->blocks.size()) * (s->warps + 64);
     s->bytes.resize(b->smem_bytes);
     s->reads.assign(b->smem_bytes * s->warps, 0);
     s->vc.assign(s->warps, std::vector<uint32_t>(s->agents, 0));
     s->fence_vc = s->vc;
-    for (unsigned w = 0; w < s->warps; w++) s->vc[w][w] = 1;
+    for (unsigned w = 0; w < s->warps; w++) s->vc[w][s->first + w] = 1;
     s->epoch.assign(s->warps, 1);
     s->slot_clock.assign(64, 1);
     b->race = s;
@@ -82,7 +84,7 @@ void race_release(Thread *t, std::vector<uint32_t> &into) {
     if (!s) return;
     auto &v = s->vc[t->warp->index];
     join(into, v);
-    v[t->warp->index]++;
+    v[s->first + t->warp->index]++;
 }
 void race_acquire(Thread *t, const std::vector<uint32_t> &from) {
     if (RaceState *s = t->block->race.get()) join(s->vc[t->warp->index], from);
@@ -95,18 +97,20 @@ void race_proxy_fence(Thread *t) {
 }
 
 static const char *agent_name(const RaceState *s, unsigned a, char *buf) {
-    if (a < s->warps)
-        std::snprintf(buf, 32, "warp %u", a);
+    const unsigned per_block = s->warps + 64, local = a % per_block;
+    if (local < s->warps)
+        std::snprintf(buf, 32, "warp %u", local);
     else
-        std::snprintf(buf, 32, "TMA (mbarrier %u)", a - s->warps);
+        std::snprintf(buf, 32, "TMA (mbarrier %u)", local - s->warps);
     return buf;
 }
 
 // proxy: the access goes through the async proxy (wgmma operand, TMA)
-static void check(Thread *t, uint32_t off, unsigned n, bool write, bool proxy, Loc loc, const char *what) {
-    RaceState *s = t->block->race.get();
-    unsigned w = t->warp->index;
-    auto &vc = s->vc[w];
+// s: the block whose bytes they are, perhaps another of the thread's cluster
+static void check(Thread *t, RaceState *s, uint32_t off, unsigned n, bool write, bool proxy, Loc loc, const char *what) {
+    RaceState *own = t->block->race.get();
+    unsigned w = t->warp->index, me = own->first + w;
+    auto &vc = own->vc[w];
     char nm[32];
     for (uint32_t i = off; i < off + n; i++) {
         Byte &b = s->bytes[i];
@@ -120,12 +124,13 @@ static void check(Thread *t, uint32_t off, unsigned n, bool write, bool proxy, L
         if (b.w_clock && vc[b.w_agent] < b.w_clock)
             fail(loc, "race: %s of shared byte %u is not ordered after its write by %s (%s)", what, i,
                  agent_name(s, b.w_agent, nm), where(b.w_loc).c_str());
-        if (b.w_clock && b.w_agent == w && b.w_lane != t->lane && b.w_epoch == s->epoch[w] && b.generic && !proxy)
+        if (b.w_clock && b.w_agent == me && b.w_lane != t->lane && b.w_epoch == own->epoch[w] && b.generic && !proxy)
             fail(loc, "race: %s of shared byte %u, written by lane %u of the same warp (%s) without __syncwarp", what,
                  i, b.w_lane, where(b.w_loc).c_str());
         if (proxy && b.generic && b.w_clock && t->block->runner->opt.check_proxy) {
-            bool writer_fenced = b.w_agent < s->warps && s->fence_vc[b.w_agent][b.w_agent] >= b.w_clock;
-            bool reader_fenced = s->fence_vc[w][b.w_agent] >= b.w_clock;
+            const unsigned writer = b.w_agent - s->first;
+            bool writer_fenced = writer < s->warps && s->fence_vc[writer][b.w_agent] >= b.w_clock;
+            bool reader_fenced = own->fence_vc[w][b.w_agent] >= b.w_clock;
             if (!writer_fenced && !reader_fenced)
                 fail(loc, "missing fence.proxy.async: %s of shared byte %u stored by %s (%s)", what, i,
                      agent_name(s, b.w_agent, nm), where(b.w_loc).c_str());
@@ -135,9 +140,9 @@ static void check(Thread *t, uint32_t off, unsigned n, bool write, bool proxy, L
                 fail(loc, "race: %s of shared byte %u while wgmma or a TMA store may still read it", what, i);
             const uint32_t *r = &s->reads[size_t(i) * s->warps];
             for (unsigned o = 0; o < s->warps; o++)
-                if (vc[o] < r[o])
+                if (vc[s->first + o] < r[o])
                     fail(loc, "race: %s of shared byte %u is not ordered after its read by warp %u", what, i, o);
-            if (b.r_epoch == s->epoch[w] && r[w] && b.r_lane != t->lane && !proxy && r[w] == vc[w])
+            if (s == own && b.r_epoch == s->epoch[w] && r[w] && b.r_lane != t->lane && !proxy && r[w] == vc[me])
                 fail(loc, "race: %s of shared byte %u, read by lane %u of the same warp, without __syncwarp", what, i,
                      b.r_lane);
         }
@@ -145,7 +150,7 @@ static void check(Thread *t, uint32_t off, unsigned n, bool write, bool proxy, L
 }
 static void set_writer(RaceState *s, Byte &b, unsigned agent, uint32_t clock, unsigned lane, uint32_t epoch,
                        bool generic, Loc loc) {
-    b.w_agent = uint8_t(agent);
+    b.w_agent = uint16_t(agent);
     b.w_clock = clock;
     b.w_lane = uint8_t(lane);
     b.w_epoch = epoch;
@@ -157,23 +162,26 @@ static void set_writer(RaceState *s, Byte &b, unsigned agent, uint32_t clock, un
 void race_access(Thread *t, uint32_t off, unsigned n, bool write, Loc loc, const char *what) {
     RaceState *s = t->block->race.get();
     if (!s) return;
-    check(t, off, n, write, false, loc, what);
+    check(t, s, off, n, write, false, loc, what);
     unsigned w = t->warp->index;
     for (uint32_t i = off; i < off + n; i++) {
         Byte &b = s->bytes[i];
         if (write)
-            set_writer(s, b, w, s->vc[w][w], t->lane, s->epoch[w], true, loc);
+            set_writer(s, b, s->first + w, s->vc[w][s->first + w], t->lane, s->epoch[w], true, loc);
         else {
-            s->reads[size_t(i) * s->warps + w] = s->vc[w][w];
+            s->reads[size_t(i) * s->warps + w] = s->vc[w][s->first + w];
             b.r_lane = uint8_t(t->lane);
             b.r_epoch = s->epoch[w];
         }
     }
 }
-void race_async_write_begin(Thread *t, uint32_t off, unsigned n, bool bulk, Loc loc, const char *what) {
-    RaceState *s = t->block->race.get();
+void race_remote_arrive(Thread *t, Block *b, uint32_t off, Loc loc) {
+    if (RaceState *s = b->race.get()) check(t, s, off, 8, false, false, loc, "mbarrier.arrive");
+}
+void race_async_write_begin(Thread *t, Block *b, uint32_t off, unsigned n, bool bulk, Loc loc, const char *what) {
+    RaceState *s = b->race.get();
     if (!s) return;
-    check(t, off, n, true, bulk, loc, what);
+    check(t, s, off, n, true, bulk, loc, what);
     for (uint32_t i = off; i < off + n; i++) {
         s->bytes[i].in_flight = bulk ? 2 : 1;
         s->bytes[i].w_loc = loc;
@@ -184,12 +192,12 @@ void race_cp_async_done(Thread *t, uint32_t off, unsigned n) {
     if (!s) return;
     unsigned w = t->warp->index;
     for (uint32_t i = off; i < off + n; i++) // visible to its own thread now, to others after a barrier
-        set_writer(s, s->bytes[i], w, s->vc[w][w], t->lane, s->epoch[w], true, s->bytes[i].w_loc);
+        set_writer(s, s->bytes[i], s->first + w, s->vc[w][s->first + w], t->lane, s->epoch[w], true, s->bytes[i].w_loc);
 }
 void race_tma_done(Block *b, MBarrier &m, uint32_t off, unsigned n) {
     RaceState *s = b->race.get();
     if (!s) return;
-    unsigned agent = s->warps + unsigned(m.slot);
+    unsigned agent = s->first + s->warps + unsigned(m.slot);
     uint32_t c = s->slot_clock[unsigned(m.slot)]++;
     for (uint32_t i = off; i < off + n; i++) set_writer(s, s->bytes[i], agent, c, 255, 0, false, s->bytes[i].w_loc);
     if (m.acc.size() < s->agents) m.acc.resize(s->agents, 0);
@@ -198,7 +206,7 @@ void race_tma_done(Block *b, MBarrier &m, uint32_t off, unsigned n) {
 void race_async_read_begin(Thread *t, uint32_t off, unsigned n, Loc loc, const char *what) {
     RaceState *s = t->block->race.get();
     if (!s) return;
-    check(t, off, n, false, true, loc, what);
+    check(t, s, off, n, false, true, loc, what);
     for (uint32_t i = off; i < off + n; i++) s->bytes[i].async_reads++;
 }
 void race_async_read_end(Thread *t, uint32_t off, unsigned n, bool warpgroup) {
@@ -209,7 +217,7 @@ void race_async_read_end(Thread *t, uint32_t off, unsigned n, bool warpgroup) {
         // A wgmma read belongs to every warp of the warpgroup (their releases follow the wait), a TMA store's
         // to the warp that waited for it.
         unsigned g = warpgroup ? t->warp->index / 4 * 4 : t->warp->index, n_warps = warpgroup ? 4 : 1;
-        for (unsigned w = g; w < g + n_warps && w < s->warps; w++) s->reads[size_t(i) * s->warps + w] = s->vc[w][w];
+        for (unsigned w = g; w < g + n_warps && w < s->warps; w++) s->reads[size_t(i) * s->warps + w] = s->vc[w][s->first + w];
         s->bytes[i].r_epoch = 0;
     }
 }

@@ -1,11 +1,14 @@
-# Applies each patch of patches/ to a copy of kernels/cuda, builds mistaken_w4.cc from it with the hooks of the race
+# Applies each patch of patches/ to a copy of kernels/cuda, builds mistaken_w4.cc or mistaken_rows.cc from it with the hooks of the race
 # flavour, and demands that the run fails; a patch that does not apply fails the test, and without a patch every kernel
 # must pass. The first line of a patch says which kernel it concerns and what is wrong.
 # -DCXX, SIMT, ROOT, WORK, OBJECTS (the emulator and the packers, comma separated).
-string(REPLACE "," ";" objects "${OBJECTS}")
-list(FILTER objects INCLUDE REGEX "/simt_[a-z]+\\.cc|layout_cuda_w4\\.c")
-list(FILTER objects EXCLUDE REGEX "simt_device")
-file(GLOB sources ${ROOT}/kernels/cuda/*.cuh ${ROOT}/kernels/cuda/*.h)
+string(REPLACE "," ";" all "${OBJECTS}")
+set(mistaken_w4_objects ${all})
+list(FILTER mistaken_w4_objects INCLUDE REGEX "/simt_[a-z]+\\.cc|layout_cuda_w4\\.c")
+list(FILTER mistaken_w4_objects EXCLUDE REGEX "simt_device")
+set(mistaken_rows_objects ${all})
+list(FILTER mistaken_rows_objects INCLUDE REGEX "/simt_[a-z]+\\.cc|layout_cuda_(w8a8|wxa16)\\.c|cuda_device\\.c")
+file(GLOB sources ${ROOT}/kernels/cuda/*.cuh ${ROOT}/kernels/cuda/*.h ${ROOT}/kernels/cuda/*.cu)
 file(GLOB patches ${SIMT}/mistakes/patches/*.patch)
 list(LENGTH patches count)
 if(count EQUAL 0)
@@ -15,9 +18,13 @@ endif()
 # build_and_run(name kernel): sets `failed` and `output` of the run.
 function(build_and_run name kernel)
     set(dir ${WORK}/${name})
+    set(program mistaken_w4)
+    if(kernel GREATER 100)
+        set(program mistaken_rows)
+    endif()
     execute_process(COMMAND ${CXX} -std=c++17 -O1 -g1 -fsanitize=thread -DSIMT_EMULATE -DKERNEL=${kernel}
         -Wno-unknown-pragmas -Wno-psabi -ffp-contract=off -I${dir} -I${SIMT}/include -I${SIMT} -I${ROOT}/kernels
-        -I${ROOT}/include ${SIMT}/mistakes/mistaken_w4.cc ${objects} -o ${dir}/run -lpthread
+        -I${ROOT}/include ${SIMT}/mistakes/${program}.cc ${${program}_objects} -o ${dir}/run -lpthread
         RESULT_VARIABLE failed ERROR_VARIABLE output)
     if(failed)
         message(FATAL_ERROR "${name} does not build:\n${output}")
@@ -27,7 +34,7 @@ function(build_and_run name kernel)
     set(output "${output}" PARENT_SCOPE)
 endfunction()
 
-foreach(kernel 80 90 16)
+foreach(kernel 80 90 16 880 891 892 893 1680 1684)
     file(REMOVE_RECURSE ${WORK}/none_${kernel})
     file(COPY ${sources} DESTINATION ${WORK}/none_${kernel})
     build_and_run(none_${kernel} ${kernel})

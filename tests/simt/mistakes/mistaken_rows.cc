@@ -1,0 +1,144 @@
+// Whole rows (plan, launch, reduce) on one shape each, against exact sums: built from copies of kernels/cuda that carry a
+// seeded mistake. KERNEL: 880 w8a8_sm80; 891 w8a8_sm90 with k split; 892 the same in clusters, 893 over an odd number of
+// bands; 1680 wxa16_sm80 of 8-bit codes with zero points, 1684 of a table.
+#if KERNEL == 880
+#include "gemm_w8a8_sm80.cu"
+#elif KERNEL < 1000
+#include "gemm_w8a8_sm90.cu"
+#else
+#include "gemm_wxa16_sm80.cu"
+#endif
+
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "simt_device.h"
+
+constexpr bool kFloat = KERNEL > 1000, kTable = KERNEL == 1684;
+constexpr int kM = KERNEL == 880 ? 40 : KERNEL == 892 ? 129 : KERNEL == 893 ? 130 : 19;
+constexpr int kN = KERNEL == 892 ? 256 : KERNEL == 893 ? 16 * 128 + 3 : 200;
+constexpr int kK = KERNEL == 891 ? 4700 : KERNEL == 892 ? 2350 : KERNEL == 893 ? 300 : 1300;
+using Value = std::conditional_t<kFloat, uint16_t, int8_t>;
+
+// The little of the library that these files ask for.
+extern "C" bool qk_no(qk_why *, const char *, ...) {
+    return false;
+}
+extern "C" bool qk_whole_k(const qe_quant *, uint32_t, const qe_act *, int64_t) {
+    return !kFloat;
+}
+extern "C" const float *qe_code_values(int32_t) {
+    return nullptr;
+}
+extern "C" qe_status qe_error_set(qe_error *, qe_status status, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    std::printf("FAIL ");
+    std::vprintf(format, args);
+    std::printf("\n");
+    va_end(args);
+    return status;
+}
+
+template <class T> T *device(const std::vector<T> &v) {
+    T *p = static_cast<T *>(simt::device_alloc(v.size() * sizeof(T)));
+    std::memcpy(p, v.data(), v.size() * sizeof(T));
+    return p;
+}
+struct Weight { // values are small enough for fp32 sums to be exact where sums are floats
+    qk_shape shape{};
+    std::vector<uint8_t> codes, zeros;
+    std::vector<float> scales, lut;
+    int groups = 1;
+    std::vector<unsigned char> packed;
+    double value(int row, int column) const {
+        const int code = codes[size_t(row) * kK + size_t(column)], g = row * groups + (kFloat ? column / 32 : 0);
+        if (kTable) return double(lut[size_t(code)]) * double(scales[size_t(g)]);
+        return kFloat ? (code - zeros[size_t(g)]) * double(scales[size_t(g)]) : code - 128;
+    }
+};
+Weight make_weight(std::mt19937 &g) {
+    Weight w;
+    qe_quant &q = w.shape.quant;
+    w.shape.n = kN, w.shape.k = kK, w.shape.chunk_k = kFloat ? 512 : kK;
+    q.code = kTable ? QE_CODE_LUT : QE_CODE_INT, q.bits = kTable ? 4 : 8, q.scale = QE_NUM_F32, q.group_n = 1;
+    q.zero = QE_ZERO_CONST, q.zero_const = kTable ? 0 : 128;
+    if (kFloat) q.group_k = 32, w.groups = (kK + 31) / 32;
+    if (KERNEL == 1680) q.zero = QE_ZERO_POINT, q.zero_num = QE_NUM_U8, q.zero_const = 0;
+    if (kFloat) w.shape.act.mode = QE_ACT_FLOAT;
+    else w.shape.act.mode = QE_ACT_DYNAMIC;
+    for (int i = 0; i < kN * kK; i++) w.codes.push_back(uint8_t(kTable ? g() % 16 : g()));
+    for (int i = 0; i < kN * w.groups; i++) {
+        w.zeros.push_back(uint8_t(g()));
+        w.scales.push_back(kFloat ? std::ldexp(1.0f, int(g() % 3) - 2) : float(1 + i % 5));
+    }
+    for (int i = 0; i < 16; i++) w.lut.push_back(float(int(g() % 31) - 15));
+    const qk_layout &layout = kFloat ? qk_cuda_wxa16 : qk_cuda_w8a8;
+    w.shape.layout = &layout;
+    const size_t head = layout.head_bytes(&w.shape), band = layout.band_bytes(&w.shape);
+    w.packed.resize(head + size_t((kN + 127) / 128) * band);
+    if (kTable) std::memcpy(w.packed.data(), w.lut.data(), 64);
+    for (int row = 0; row < kN; row += 128) {
+        qe_qtensor t{};
+        t.quant = q, t.n = kN - row < 128 ? kN - row : 128, t.k = kK, t.rows = kN, t.first_row = row;
+        t.codes = &w.codes[size_t(row) * kK], t.scales = &w.scales[size_t(row * w.groups)];
+        if (q.zero == QE_ZERO_POINT) t.zeros = &w.zeros[size_t(row * w.groups)];
+        if (kTable) t.lut = w.lut.data();
+        layout.pack(&w.shape, &t, w.packed.data() + head + size_t(row / 128) * band);
+    }
+    return w;
+}
+
+int main() {
+    std::mt19937 g(3);
+    const Weight w = make_weight(g);
+    qk_weight weight{};
+    weight.shape = w.shape, weight.blob = device(w.packed), weight.blob_bytes = w.packed.size();
+    const int ld = (kK + 63) / 64 * 64;
+    std::vector<Value> x(size_t(kM * ld));
+    for (auto &v : x) v = kFloat ? qe_f32_to_f16(float(int(g() % 9) - 4)) : Value(g());
+    std::vector<float> x_scales;
+    std::vector<int32_t> x_zeros;
+    for (int i = 0; i < kM; i++) x_scales.push_back(float(1 + i % 3)), x_zeros.push_back(i % 4 - 1);
+    qk_gemm_args args{};
+    args.w = &weight, args.ldy = kN + 1;
+    args.x.m = kM, args.x.k = kK, args.x.ld = ld, args.x.data = device(x), args.x.quant.code = QE_CODE_F16;
+    if (!kFloat) args.x.scales = device(x_scales), args.x.zeros = device(x_zeros);
+    simt::device().sm = KERNEL == 880 || kFloat ? 80 : 90;
+    qk_device d{};
+    qk_queue queue{};
+    queue.device = &d;
+    if (qk_cuda_describe(0, &d, nullptr)) return 1;
+    const qk_row &row = KERNEL == 880 ? qk_cuda_w8a8_sm80_row : kFloat ? qk_cuda_wxa16_sm80_row : qk_cuda_w8a8_sm90_row;
+    qk_gemm problem{};
+    problem.w = w.shape, problem.m = kM, problem.y_type = QE_CODE_F32, problem.x.code = QE_CODE_F16;
+    qk_plan plan = qk_plan_begin(&row, &problem);
+    row.plan(&d, &problem, &plan);
+    if ((KERNEL == 891 || kFloat) != (plan.splits > 1)) return std::printf("FAIL %d splits\n", plan.splits), 2;
+    const simt::Options schedules[] = {{simt::Order::RoundRobin, simt::Async::Lazy}, {simt::Order::Random, simt::Async::Random, 4}};
+    for (const simt::Options &o : schedules) {
+        simt::device().options = o;
+        std::vector<float> fill(size_t(kM * args.ldy), -1.5f);
+        float *y = device(fill);
+        args.y = y;
+        if (plan.workspace_bytes) args.workspace = simt::device_alloc(plan.workspace_bytes);
+        if (row.run(&plan, &args, &queue, nullptr)) return 1;
+        for (int i = 0; i < kM; i++)
+            for (int j = 0; j <= kN; j += KERNEL == 893 && j < 2000 ? 7 : 1) {
+                double sum = 0;
+                for (int c = 0; c < kK && j < kN; c++) {
+                    const Value v = x[size_t(i * ld + c)];
+                    sum += w.value(j, c) * (kFloat ? double(qe_f16_to_f32(uint16_t(v))) : v - x_zeros[size_t(i)]);
+                }
+                float want = float(sum);
+                if (!kFloat) want = qe_mul(qe_mul(want, x_scales[size_t(i)]), w.scales[size_t(j < kN ? j : 0)]);
+                if (j == kN) want = -1.5f;
+                const float got = y[i * args.ldy + j];
+                if (got != want) return std::printf("FAIL y[%d][%d] = %g, want %g\n", i, j, double(got), double(want)), 1;
+            }
+    }
+    return std::printf("PASSED\n"), 0;
+}
