@@ -292,6 +292,60 @@ TEST(AlgoWeights, AdaRoundBeatsRoundToNearestRowByRow) {
     }
 }
 
+// The cut of AWQ: what it minimizes, the output error of each group summed over the groups of a row, never exceeds that of
+// round to nearest; the whole layer's error falls, on fresh inputs as well.
+TEST(AlgoWeights, CutByOutputIsNeverWorseThanUncut) {
+    Layer l;
+    for (const char *name : {"int4:g128:f16", "int4:g48:f16:z=u8", "int3:channel:f16", "int4:g128:u8:s=f16/channel",
+                             "nf4:g64:f32", "int4:g32:u6:s=f16/g256:b=u6"}) {
+        qe_quant q = parse(name);
+        Tensor rtn(q, l.n, l.k), cut(q, l.n, l.k);
+        round_ok(l.w, nullptr, options(QE_METHOD_RTN), &rtn);
+        round_ok(l.w, &l.c, options(QE_METHOD_RTN, QE_RANGE_OUTPUT), &cut);
+        std::vector<float> a = rtn.values(), b = cut.values();
+        int64_t width = q.group_k ? q.group_k : l.k, rows = (int64_t)l.x.size() / l.k;
+        for (int64_t r = 0; r < l.n; r++) {
+            double ea = 0, eb = 0;
+            for (int64_t from = 0; from < l.k; from += width) {
+                for (int64_t t = 0; t < rows; t++) {
+                    double ya = 0, yb = 0;
+                    for (int64_t c = from; c < std::min(from + width, l.k); c++) {
+                        double x = l.x[(size_t)(t * l.k + c)], w = l.w[(size_t)(r * l.k + c)];
+                        ya += x * (a[(size_t)(r * l.k + c)] - w);
+                        yb += x * (b[(size_t)(r * l.k + c)] - w);
+                    }
+                    ea += ya * ya;
+                    eb += yb * yb;
+                }
+            }
+            EXPECT_LE(eb, ea * (1 + 1e-4)) << name << " row " << r;
+        }
+        double fresh = layer_error(l.w, b, l.n, l.k, l.fresh) / layer_error(l.w, a, l.n, l.k, l.fresh);
+        EXPECT_LT(fresh, 0.95) << name;
+        printf("%-30s cut: layer error %.3f of RTN's on fresh inputs\n", name, fresh);
+    }
+}
+
+TEST(AlgoWeights, CutByOutputRefuses) {
+    Layer l;
+    qe_round_options o = options(QE_METHOD_RTN, QE_RANGE_OUTPUT);
+    qe_error err{};
+    Tensor plain(parse("int4:g128:f16"), l.n, l.k), block(parse("int4:8x128:f16"), l.n, l.k);
+    EXPECT_EQ(qe_round_weights(l.w.data(), l.k, nullptr, &o, &plain, &err), QE_E_STATE);
+    EXPECT_NE(std::string(err.message).find("'output' needs inputs"), std::string::npos) << err.message;
+    EXPECT_EQ(qe_round_weights(l.w.data(), l.k, &l.c, &o, &block, &err), QE_E_UNSUPPORTED);
+    EXPECT_NE(std::string(err.message).find("scales of each row"), std::string::npos) << err.message;
+    o.method = QE_METHOD_GPTQ;
+    EXPECT_EQ(qe_round_weights(l.w.data(), l.k, &l.c, &o, &plain, &err), QE_E_UNSUPPORTED);
+    float low, high;
+    EXPECT_EQ(qe_range_of(l.w.data(), 1, l.k, l.k, &plain.quant, &o.range, &low, &high, &err), QE_E_UNSUPPORTED);
+    qe_observer *seen;
+    ASSERT_EQ(qe_observer_create(nullptr, &seen, &err), QE_OK);
+    ASSERT_EQ(qe_observer_add(seen, l.w.data(), 1, l.k, l.k, &err), QE_OK);
+    EXPECT_EQ(qe_observer_range(seen, QE_RANGE_OUTPUT, &plain.quant, &low, &high, &err), QE_E_UNSUPPORTED);
+    qe_observer_destroy(seen);
+}
+
 // Every method that fits a scheme: one thread, three threads and two bands give the same bytes.
 TEST(AlgoWeights, ThreadsAndBandsDoNotChangeBits) {
     Layer l;

@@ -239,7 +239,7 @@ TEST(Range, RefusalsNameWhatIsWrong) {
     count++;
     QE_RANGE_LIST(QE_X)
 #undef QE_X
-    EXPECT_EQ(count, 7);
+    EXPECT_EQ(count, 8);
     EXPECT_EQ(qe_range_method_find("nothing"), -1);
 }
 

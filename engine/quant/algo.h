@@ -15,7 +15,7 @@ typedef struct qe_round_job {
     int64_t rows_each;
     float *factor;                          /* GPTQ: [k][k], unit upper triangle, in the order of work */
     uint32_t *work_order;                   /* GPTQ: canonical column of each step; NULL: as they are */
-    float *shared;                          /* GPTQ: importance in canonical order; ADAROUND: what all bands read */
+    float *shared;                          /* GPTQ: importance in canonical order; ADAROUND, clipping: what all bands read */
     uint32_t facts;                         /* AND of all bands */
     qe_error *errors;                       /* of each band */
 } qe_round_job;
@@ -23,11 +23,12 @@ typedef struct qe_round_job {
 /* Rounds one band: w[t->n][ldw] under `band`, whose arrays are in place. */
 typedef qe_status qe_band_fn(qe_round_job *j, const float *w, qe_qtensor *band, qe_error *err);
 qe_band_fn qe_band_rtn, qe_band_gptq, qe_band_adaround, qe_band_kmeans, qe_band_twn, qe_band_ttq, qe_band_absmean,
-           qe_band_stochastic;
+           qe_band_stochastic, qe_band_clipped;
 
 /* What a method needs once for all bands; released after the last. */
 qe_status qe_gptq_prepare(qe_round_job *j, qe_error *err);
 qe_status qe_adaround_prepare(qe_round_job *j, qe_error *err);
+qe_status qe_clip_prepare(qe_round_job *j, qe_error *err);
 void      qe_round_release(qe_round_job *j);
 
 /* Fill the tables of a LUT band by k-means; importance [k] or NULL. */

@@ -48,6 +48,7 @@ static qe_levels_job levels_job(const qe_round_job *j, const float *w, qe_qtenso
 }
 
 qe_status qe_band_rtn(qe_round_job *j, const float *w, qe_qtensor *band, qe_error *err) {
+    if (j->o.range.method == QE_RANGE_OUTPUT) return qe_band_clipped(j, w, band, err);
     qe_levels_job l = levels_job(j, w, band);
     QE_TRY(qe_levels_search(&l, &j->o.range, j->importance, 0, band->k, err));
     qe_codes_store(&l);
@@ -218,7 +219,8 @@ static qe_status read_options(const qe_round_options *given, qe_round_options *o
     if (method_index(o->method) < 0)
         return qe_error_set(err, QE_E_ARGUMENT, "rounding method %d is none of the %d", o->method, METHOD_COUNT);
     int32_t m = o->range.method;
-    if (m != QE_RANGE_MINMAX && m != QE_RANGE_MSE && m != QE_RANGE_PERCENTILE && m != QE_RANGE_OCTAV)
+    if (m != QE_RANGE_MINMAX && m != QE_RANGE_MSE && m != QE_RANGE_PERCENTILE && m != QE_RANGE_OCTAV &&
+        m != QE_RANGE_OUTPUT)
         return qe_error_set(err, QE_E_UNSUPPORTED, "the range method '%s' is for activations, not for weights",
                             qe_range_method_name(m));
     if (o->order < 0 || o->order > QE_ORDER_STATIC || o->iterations < 0 || o->batch_rows < 0 ||
@@ -269,6 +271,7 @@ static qe_status prepare(qe_round_job *j, qe_error *err) {
         for (int64_t i = 0; i < t->k; i++)
             j->importance[i] = mean > 0.0 ? (float)(c->hessian[i * t->k + i] / mean) : 1.0f;
     }
+    if (j->o.range.method == QE_RANGE_OUTPUT) return qe_clip_prepare(j, err);
     if (j->o.method == QE_METHOD_GPTQ) return qe_gptq_prepare(j, err);
     if (j->o.method == QE_METHOD_ADAROUND) return qe_adaround_prepare(j, err);
     return QE_OK;

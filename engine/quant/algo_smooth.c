@@ -175,6 +175,7 @@ static qe_status read_smooth(const qe_smooth_options *given, qe_smooth_options *
         *o = *given;
     }
     QE_TRY(qe_range_options_read(&o->range, &o->range, err));
+    if (o->range.method == QE_RANGE_OUTPUT) o->range.method = QE_RANGE_MINMAX;   /* cut afterwards */
     if (!o->steps) o->steps = 20;
     if (!o->most_rows) o->most_rows = 512;
     if (o->steps < 1 || o->most_rows < 1 || !(o->alpha >= 0.0f && o->alpha <= 1.0f))

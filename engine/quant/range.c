@@ -307,6 +307,7 @@ qe_status qe_range_of(const float *x, int64_t rows, int64_t columns, int64_t ldx
     QE_TRY(qe_quant_check(quant, 0, 0, err));
     if (quant->code == QE_CODE_LUT || qe_code_is_float(quant->code))
         return qe_error_set(err, QE_E_UNSUPPORTED, "ranges are for integers and fixed tables");
+    if (o.method == QE_RANGE_OUTPUT) return qe_error_set(err, QE_E_UNSUPPORTED, "the range 'output' is for weights");
     if (!rows || !columns) return qe_error_set(err, QE_E_STATE, "no values: an empty calibration has no range");
     float l = 0.0f, h = 0.0f;
     for (int64_t r = 0; r < rows; r++) {

@@ -193,6 +193,7 @@ qe_status qe_range_of_bins(const qe_bins *b, const qe_quant *quant, const qe_ran
     case QE_RANGE_MSE: return clip_mse(b, quant, o, low, high, err);
     case QE_RANGE_KL: return clip_kl(b, 1 << quant->bits >> 1, low, high, err);
     case QE_RANGE_OCTAV: clip_octav(b, 1.0 / (12.0 * steps * steps), low, high); return QE_OK;
+    case QE_RANGE_OUTPUT: return qe_error_set(err, QE_E_UNSUPPORTED, "the range 'output' is for weights");
     default: return QE_OK;
     }
 }

@@ -298,7 +298,7 @@ static bool needs_inputs(const qe_job *job, int64_t layer) {
     for (int64_t i = 0; i < job->count; i++) {
         const qe_decision *d = &job->items[i].decision;
         if (job->items[i].layer == layer && job->items[i].linear &&
-            (qe_method_needs(d->method) || d->smooth || d->act.mode == QE_ACT_STATIC ||
+            (qe_method_needs(d->method) || d->smooth || d->range == QE_RANGE_OUTPUT || d->act.mode == QE_ACT_STATIC ||
              (d->method == QE_METHOD_KMEANS && job->o->calibration)))
             return true;
     }

@@ -52,7 +52,7 @@ static qe_status decide(const qe_job *job, const qe_recipe *recipe, qe_item *ite
     const qe_decision *d = &item->decision;
     item->linear = !d->keep && (qe_role_is_linear(item->role) || is_head(item->role));
     if (!item->linear || !is_head(item->role)) return QE_OK;
-    if (qe_method_needs(d->method) || d->smooth || d->rotate || d->act.mode == QE_ACT_STATIC)
+    if (qe_method_needs(d->method) || d->smooth || d->rotate || d->act.mode == QE_ACT_STATIC || d->range == QE_RANGE_OUTPUT)
         return qe_error_set(err, QE_E_UNSUPPORTED, "%s: only methods without calibration round the embedding and the head",
                             module);
     return QE_OK;
@@ -188,7 +188,7 @@ static void add_sizes(qe_job *job) {
         bits += b * (double)elements;
         largest = elements > largest ? elements : largest;
         job->calibrates |= qe_method_needs(item->decision.method) || item->decision.smooth ||
-                           item->decision.act.mode == QE_ACT_STATIC ||
+                           item->decision.act.mode == QE_ACT_STATIC || item->decision.range == QE_RANGE_OUTPUT ||
                            (item->decision.method == QE_METHOD_KMEANS && job->o->calibration);
     }
     if (p->weights) p->bits_per_weight = bits / (double)p->weights;

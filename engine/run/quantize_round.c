@@ -171,7 +171,7 @@ static qe_calibration calibration_of(const layer_work *lw, int32_t input) {
 
 static qe_status static_input(const layer_work *lw, qe_item *item, int32_t input, qe_act *act, qe_error *err) {
     const qe_decision *d = &item->decision;
-    int32_t method = d->range ? d->range : QE_RANGE_MSE;
+    int32_t method = d->range && d->range != QE_RANGE_OUTPUT ? d->range : QE_RANGE_MSE;
     if (act->mode != QE_ACT_STATIC) return QE_OK;
     const qe_input_statistics *s = &lw->statistics->input[input];
     if (!lw->scale[input]) return qe_observer_act(s->observer, method, &d->act.quant, act, err);
@@ -198,6 +198,13 @@ static qe_status name_value(const qe_item *item, qe_status status, qe_error *err
     return qe_error_at(err, status, inner.where, inner.offset, "%s: %.300s", item->name, inner.message);
 }
 
+/* AWQ cuts weights as well. Its authors' code leaves out q and k; here the error fell with them (docs/quantize.md). */
+static int32_t range_of(const qe_decision *d, const qe_calibration *calibration) {
+    bool cuts = d->smooth == QE_SMOOTH_AWQ && d->method == QE_METHOD_RTN && !d->range && d->quant.group_n == 1 &&
+                d->quant.scale != QE_NUM_ONE && calibration->x;
+    return cuts ? QE_RANGE_OUTPUT : d->range;
+}
+
 /* The weights as floats, transformed, and rounded. */
 static qe_status make(const layer_work *lw, const qe_item *item, const qe_calibration *calibration, linear_work *work,
                       qe_error *err) {
@@ -205,7 +212,8 @@ static qe_status make(const layer_work *lw, const qe_item *item, const qe_calibr
     qe_executor executor = qe_job_executor(lw->job);
     qe_round_options options = {.struct_size = sizeof options, .method = d->method, .order = d->order, .seed = lw->job->o->seed,
                                 .executor = &executor};
-    options.range = (qe_range_options){.struct_size = sizeof options.range, .method = d->range, .full_range = d->full_range};
+    options.range = (qe_range_options){.struct_size = sizeof options.range, .method = range_of(d, calibration),
+                                       .full_range = d->full_range};
     QE_TRY(place(item, work, err));
     QE_TRY(name_value(item, qe_weight_floats(lw->job->model, &item->ref, 0, item->ref.n, work->w, err), err));
     transform(lw, item, qe_input_of(item->role), work->w);

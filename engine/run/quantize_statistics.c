@@ -29,7 +29,7 @@ static qe_status want(qe_statistics *s, const qe_item *item, qe_error *err) {
         if (!st->sample || !st->absmax || !st->sum_abs) return nomem(err);
     }
     if (d->act.mode != QE_ACT_STATIC || st->observer) return QE_OK;
-    const qe_range_options options = {.struct_size = sizeof options, .method = d->range ? d->range : QE_RANGE_MSE};
+    const qe_range_options options = {.struct_size = sizeof options, .method = d->range && d->range != QE_RANGE_OUTPUT ? d->range : QE_RANGE_MSE};
     return qe_observer_create(&options, &st->observer, err);
 }
 

@@ -96,7 +96,7 @@ static qe_status read_members(const json_t *object, qe_decision *d, const char *
     if (method) how = method;
     if (how) QE_TRY(set_method(d, how, err));
     if (range && (d->range = qe_range_method_find(range)) < 0)
-        return unknown("range", range, "minmax, percentile, mse, octav", err);
+        return unknown("range", range, "minmax, percentile, mse, octav, output", err);
     if (fixed && d->act.mode != QE_ACT_FLOAT) {
         d->act.mode = QE_ACT_STATIC;
         d->act.quant.group_n = 0;

@@ -27,7 +27,8 @@ extern "C" {
     X(QE_RANGE_MSE, 3, "mse", "the clip ratio of least squared error")                                     \
     X(QE_RANGE_KL, 4, "kl", "the threshold of least KL divergence, 2048 bins over 128 levels")             \
     X(QE_RANGE_CROSS_ENTROPY, 5, "ce", "the clip ratio that keeps softmax(x), for logits")                 \
-    X(QE_RANGE_OCTAV, 6, "octav", "Newton's recursion on the clipping and rounding error")
+    X(QE_RANGE_OCTAV, 6, "octav", "Newton's recursion on the clipping and rounding error")                 \
+    X(QE_RANGE_OUTPUT, 7, "output", "the cut of least output error on sampled inputs (AWQ; weights)")
 typedef enum qe_range_method {
 #define QE_X(name, value, text, what) name = value,
     QE_RANGE_LIST(QE_X)
@@ -149,7 +150,7 @@ typedef struct qe_round_options {
     size_t           struct_size;
     int32_t          method;           /* qe_method */
     int32_t          order;            /* QE_ORDER_* */
-    qe_range_options range;            /* of weights: MINMAX, PERCENTILE, MSE, OCTAV; struct_size 0: all defaults */
+    qe_range_options range;            /* of weights: MINMAX, PERCENTILE, MSE, OCTAV, OUTPUT (RTN); struct_size 0: all defaults */
     float            damping;          /* GPTQ: added to the diagonal, relative to its mean; 0: 0.01 */
     int32_t          iterations;       /* ADAROUND: steps, 0: 1000; KMEANS: 0: 50 */
     float            learning_rate;    /* ADAROUND; 0: 0.01 */
