@@ -12,6 +12,8 @@ typedef struct qk_cuda_launch {
     const void *kernel;
     void (*invoke)(const void *kernel, void **args); /* calls the kernel's body as a host function (emulator) */
     void **args;
+    const size_t *arg_bytes; /* sizes of the arguments, for who keeps them (emulator) */
+    uint32_t arg_count;
     uint32_t grid[3], block, shared_bytes;
     uint32_t cluster; /* neighbours along y that run together; 0 and 1: none */
 } qk_cuda_launch;

@@ -37,7 +37,8 @@ qe_status launch_cluster(void (*kernel)(P...), dim3 grid, uint32_t cluster, uint
     qk_cuda_launch l{};
     l.kernel = reinterpret_cast<const void *>(kernel);
 #ifdef SIMT_EMULATE
-    l.invoke = &invoke<P...>;
+    static const size_t bytes[] = {sizeof(std::decay_t<P>)...};
+    l.invoke = &invoke<P...>, l.arg_bytes = bytes, l.arg_count = sizeof...(P);
 #endif
     l.args = pointers;
     l.grid[0] = grid.x, l.grid[1] = grid.y, l.grid[2] = grid.z;
