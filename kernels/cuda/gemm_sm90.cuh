@@ -7,8 +7,8 @@
 // touched by nothing between the first product and wait<0>, no `if` around a product, A registers live until the wait.
 //
 // Many tokens and rows: two blocks of neighbouring bands form a cluster. They need the same tokens, so each brings half of
-// them for both (multicast), and 128 columns of k cost a block 32 KiB of L2 instead of 48. A slot then is free when both
-// blocks' consumers have left it, and no block ends before the other's last arrival.
+// them for both (multicast): 128 columns of k cost a block of w8a8 32 KiB of L2 instead of 48, of w4a8 24 instead of 40. A
+// slot then is free when both blocks' consumers have left it, and no block ends before the other's last arrival.
 //
 // Float sums restart in every chunk of k (quantization.md 7.4), inside the block or as splits of the grid: the same bits.
 #pragma once

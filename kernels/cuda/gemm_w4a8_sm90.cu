@@ -10,7 +10,7 @@ template <int kUnits> struct Format : W4A8<kUnits> {
     using Acc = int32_t;
     static constexpr int kXBytes = 1;
     static constexpr bool kFromShared = false, kTotals = false;
-    static constexpr int kCluster = 1;
+    static constexpr int kCluster = 2;
     template <int N> static PTX_FN void mma(Acc (&d)[N / 2], const uint32_t (&a)[4], uint64_t x) {
 #if PTX_SM90
         ptx::wgmma_rs_s8s8<N>(d, a, x);
