@@ -15,8 +15,8 @@ const Problem kProblems[] = {
     {1, 8, 64, QE_CODE_F16, QE_CODE_F32, 0, 0},
     {33, 100, 304, QE_CODE_F16, QE_CODE_F16, QK_ACT_SILU, QK_GEMM_BIAS},
     {70, 136, 1072, QE_CODE_F16, QE_CODE_F16, 0, QK_GEMM_BIAS | QK_GEMM_RESIDUAL},
-    {5, 66, 1300, QE_CODE_BF16, QE_CODE_BF16, QK_ACT_GELU_TANH, QK_GEMM_GATED},
-    {17, 72, 512, QE_CODE_F32, QE_CODE_F32, 0, QK_GEMM_BIAS},
+    {5, 66, 1300, QE_CODE_BF16, QE_CODE_BF16, QK_ACT_GELU_TANH, QK_GEMM_GATED | QK_GEMM_RESIDUAL},
+    {17, 72, 512, QE_CODE_F32, QE_CODE_F32, QK_ACT_RELU2, QK_GEMM_BIAS},
     {16, 128, 2304, QE_CODE_F16, QE_CODE_F16, 0, 0, true},
     {12, 128, 2304, QE_CODE_F16, QE_CODE_F16, QK_ACT_SILU, QK_GEMM_GATED, true, 1},
     {64, 128, 2304, QE_CODE_F16, QE_CODE_F32, 0, 0, true, 1},
@@ -39,6 +39,10 @@ double activated(double v, int act) {
 }
 Bounded activate(Bounded b, int act) { // slopes stay below 1.13; num.h is within 1e-6 * (1 + |v|)
     if (!act) return b;
+    if (act == QK_ACT_RELU2) { // twice the slope, and the square of what it may be off
+        const double v = std::max(b.y, 0.0);
+        return {v * v, (2 * v + b.slack) * b.slack};
+    }
     return {activated(b.y, act), 1.13 * b.slack + 1e-6 * (1 + std::fabs(b.y))};
 }
 class Oracle {
