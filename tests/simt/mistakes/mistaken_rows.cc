@@ -1,5 +1,5 @@
 // Whole rows (plan, launch, reduce) on one shape each, against exact sums: built from copies of kernels/cuda that carry a
-// seeded mistake. KERNEL: 880 w8a8_sm80; 891 w8a8_sm90 with k split; 892 the same in clusters, 893 over an odd number of
+// seeded mistake. KERNEL: 880 w8a8_sm80; 891 w8a8_sm90 with k split, 895 with int8 output; 892 the same in clusters, 893 over an odd number of
 // bands; 1680 wxa16_sm80 of 8-bit codes with zero points, 1684 of a table.
 #if KERNEL == 880
 #include "gemm_w8a8_sm80.cu"
@@ -9,6 +9,8 @@
 #include "gemm_wxa16_sm80.cu"
 #endif
 
+#include <algorithm>
+#include <cmath>
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
@@ -17,7 +19,7 @@
 
 #include "simt_device.h"
 
-constexpr bool kFloat = KERNEL > 1000, kTable = KERNEL == 1684;
+constexpr bool kInt8 = KERNEL == 895, kFloat = KERNEL > 1000, kTable = KERNEL == 1684;
 constexpr int kM = KERNEL == 880 ? 40 : KERNEL == 892 ? 129 : KERNEL == 893 ? 130 : 19;
 constexpr int kN = KERNEL == 892 ? 256 : KERNEL == 893 ? 16 * 128 + 3 : 200;
 constexpr int kK = KERNEL == 891 ? 4700 : KERNEL == 892 ? 2350 : KERNEL == 893 ? 300 : 1300;
@@ -92,6 +94,12 @@ Weight make_weight(std::mt19937 &g) {
     return w;
 }
 
+// int8 output by the integer multiplier: the formula of quantization.md 7.6, with floor division.
+float requantized(double sum, const int32_t *fixed, int bias, int zero) {
+    const double scaled = (sum + bias) * fixed[0] / std::ldexp(1.0, fixed[1]); // both exact: below 2^53
+    return float(std::clamp(std::floor(scaled + 0.5) + zero, -128.0, 127.0));
+}
+
 int main() {
     std::mt19937 g(3);
     const Weight w = make_weight(g);
@@ -115,13 +123,22 @@ int main() {
     const qk_row &row = KERNEL == 880 ? qk_cuda_w8a8_sm80_row : kFloat ? qk_cuda_wxa16_sm80_row : qk_cuda_w8a8_sm90_row;
     qk_gemm problem{};
     problem.w = w.shape, problem.m = kM, problem.y_type = QE_CODE_F32, problem.x.code = QE_CODE_F16;
+    std::vector<int32_t> fixed, bias;
+    for (int j = 0; j < kN; j++) {
+        fixed.push_back(1000003 + j * 1001), fixed.push_back(31 + j % 5), bias.push_back(j * 997 - 90000);
+    }
+    if (kInt8) {
+        problem.y_type = QE_CODE_INT, problem.flags = QK_GEMM_BIAS;
+        args.requant_fixed = device(fixed), args.bias_q = device(bias), args.y_zero = 5;
+        args.ldy = kN + 4; // rows of whole words
+    }
     qk_plan plan = qk_plan_begin(&row, &problem);
     row.plan(&d, &problem, &plan);
-    if ((KERNEL == 891 || kFloat) != (plan.splits > 1)) return std::printf("FAIL %d splits\n", plan.splits), 2;
+    if ((KERNEL == 891 || kInt8 || kFloat) != (plan.splits > 1)) return std::printf("FAIL %d splits\n", plan.splits), 2;
     const simt::Options schedules[] = {{simt::Order::RoundRobin, simt::Async::Lazy}, {simt::Order::Random, simt::Async::Random, 4}};
     for (const simt::Options &o : schedules) {
         simt::device().options = o;
-        std::vector<float> fill(size_t(kM * args.ldy), -1.5f);
+        std::vector<float> fill(size_t(kM * args.ldy), -1.5f); // its bytes end in zeros
         float *y = device(fill);
         args.y = y;
         if (plan.workspace_bytes) args.workspace = simt::device_alloc(plan.workspace_bytes);
@@ -136,7 +153,8 @@ int main() {
                 float want = float(sum);
                 if (!kFloat) want = qe_mul(qe_mul(want, x_scales[size_t(i)]), w.scales[size_t(j < kN ? j : 0)]);
                 if (j == kN) want = -1.5f;
-                const float got = y[i * args.ldy + j];
+                if (kInt8) want = j < kN ? requantized(sum, &fixed[size_t(2 * j)], bias[size_t(j)], 5) : 0;
+                const float got = kInt8 ? float(reinterpret_cast<int8_t *>(y)[i * args.ldy + j]) : y[i * args.ldy + j];
                 if (got != want) return std::printf("FAIL y[%d][%d] = %g, want %g\n", i, j, double(got), double(want)), 1;
             }
     }

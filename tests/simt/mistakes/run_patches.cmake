@@ -34,7 +34,7 @@ function(build_and_run name kernel)
     set(output "${output}" PARENT_SCOPE)
 endfunction()
 
-foreach(kernel 80 90 16 880 891 892 893 1680 1684)
+foreach(kernel 80 90 16 880 891 892 893 895 1680 1684)
     file(REMOVE_RECURSE ${WORK}/none_${kernel})
     file(COPY ${sources} DESTINATION ${WORK}/none_${kernel})
     build_and_run(none_${kernel} ${kernel})
