@@ -30,6 +30,7 @@ expect "--dry-run, steps" "$steps" "$("$sh" --bin "$work/bin" --dry-run | wc -l)
 program "$work/bin/ptx_conformance_gpu" 'if [ "${1:-}" = --plant ]; then exit 1; fi'
 program "$work/bin/test_cuda_prepare_gpu" 'exit 0'
 program "$work/bin/test_cuda_gemm_gpu" 'exit 0'
+program "$work/bin/test_cuda_requant_gpu" 'exit 0'
 program "$work/bin/planted_faults" 'exit 0'
 program "$work/path/compute-sanitizer" 'case "$*" in *planted_faults*) exit 9 ;; esac'
 program "$work/path/python3" 'case "$1" in *gpu_peers.py) echo "no torch"; exit 3 ;; esac

@@ -90,12 +90,13 @@ TEST_P(CudaRequant, Requantizes) {
         const qk_weight w = pack(pool, shape, t.t);
         qk_gemm_args a{};
         a.w = &w, a.x = input(pool, w, p, 7), a.y_zero = 3;
-        const int8_t *x = static_cast<const int8_t *>(a.x.data); // emulated device memory is the host's
+        const std::vector<int8_t> x = pool.get(static_cast<const int8_t *>(a.x.data), size_t(m * a.x.ld));
+        const std::vector<int32_t> x_zeros = pool.get(a.x.zeros, size_t(s.fixed ? 1 : m));
         std::vector<int32_t> sums;
         for (int64_t i = 0; i < m * n; i++) {
-            const int zero = !a.x.zeros ? 0 : a.x.zeros[s.fixed ? 0 : i / n];
+            const int zero = x_zeros.empty() ? 0 : x_zeros[size_t(s.fixed ? 0 : i / n)];
             int64_t sum = multipliers.bias[size_t(i % n)];
-            for (int64_t c = 0; c < k; c++) sum += (x[i / n * a.x.ld + c] - zero) * weight(i % n, c);
+            for (int64_t c = 0; c < k; c++) sum += (x[size_t(i / n * a.x.ld + c)] - zero) * weight(i % n, c);
             sums.push_back(int32_t(sum));
         }
         for (const qk_row *row : int8_rows(pool, w.shape, m))
@@ -153,7 +154,7 @@ TEST_F(CudaInt8, ChainsInt8) {
                 runs++;
             }
     }
-    EXPECT_EQ(runs, 3);
+    EXPECT_GE(runs, 3); // a GPU of sm_90 runs the rows below it, too
     EXPECT_GT(std::set<int8_t>(want.begin(), want.end()).size(), 50u); // not all saturated
 }
 TEST_F(CudaInt8, RefusesAnUnclearRequantization) {

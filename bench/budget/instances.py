@@ -56,7 +56,7 @@ def tile_of(name):
     return None
 
 
-TOKENS = {"sm90": (16, 64, 128, 256), "sm80": (16, 64, 128)}
+TOKENS = {"sm90": (16, 64, 128, 256), "sm80": (16, 32, 64, 128)}
 
 
 def of_plan(plan):
@@ -67,7 +67,7 @@ def of_plan(plan):
     group, k = plan["group"], plan["k"]
     units = 1 if group == 0 or group >= k or group % 128 == 0 else 4
     if family == "w8a8" and sm == "sm80":
-        return f"gemm_w8a8_sm80: w8a8_sm80::gemm<{32 if plan['variant'] else 128}>"
+        return f"gemm_w8a8_sm80: w8a8_sm80::gemm<{(128, 32, 64)[plan['variant']]}>"
     tok = TOKENS[sm][plan["variant"]]
     if sm == "sm90":
         form = "" if family == "w8a8" else f"<{units}>"

@@ -118,42 +118,50 @@ def cycles(row, arch):
                 tensor=n["mac"] / rate)
 
 
-def predict(row, plan, gpu):
-    """Seconds of one plan on one GPU and what binds. Blocks are tiles x splits; tokens x rows x k of the problem."""
-    g = GPU[gpu]
-    a, m, n, k = ARCH[g["arch"]], plan["m"], plan["n"], plan["k"]
-    rows, tok, bk = map(int, row["tile"].split("x"))
-    gmma = "GMMA" in row["mma"]
-    tile = dict(threads=row["threads"], shared=row["shared"])
-    occ = min(occupancy(tile, row["regs"], g["arch"]), row["occupancy"]) if gmma else occupancy(tile, row["regs"], g["arch"])
-    blocks = math.ceil(n / rows) * math.ceil(m / tok) * plan["splits"]
-    kb = math.ceil(math.ceil(k / bk) / plan["splits"])
-    slots = g["sms"] * occ
-    waves, live = math.ceil(blocks / slots), min(occ, math.ceil(blocks / g["sms"]))
+def step_of(row, g, blocks, live):
+    """Clocks of a k-block while `blocks` blocks run, `live` of them on an SM, and what binds."""
+    a, gmma = ARCH[g["arch"]], "GMMA" in row["mma"]
     cap = min(1., g["tensor"] / (g["sms"] * (a.get("wg") or a["tc"])[16] * 2 * g["clk"]))
     cyc = cycles(row, g["arch"])
     per = {p: c * live / (cap if p == "tensor" else 1) for p, c in cyc.items()}
-    per["l2"] = row["l2"] * min(blocks, slots) / g["l2"]
-    own = cyc["tensor"] * 4 / 8
-    per["warp"] = max(own, row["per_k_block"]["stall"]) if not row["drain"] else own + row["per_k_block"]["stall"] + row["drain"]
+    per["l2"] = row["l2"] * blocks / g["l2"]
+    own, stall = cyc["tensor"] * 4 / 8, row["per_k_block"]["stall"]
+    per["warp"] = own + stall + row["drain"] if row["drain"] else max(own, stall)
     if not gmma:
         per["warp"] = max(per["warp"], row["lockstep"][str(g["arch"])])
     depth = row["stages"] - row["hold"]
     alone = per["warp"] if gmma else max(per["warp"], max(cyc.values()))
     per["latency"] = g["latency"] / depth if depth > 0 else g["latency"] + alone
     binds = max(per, key=per.get)
+    return per[binds], binds
+
+
+def predict(row, plan, gpu):
+    """Seconds of one plan on one GPU and what binds. Blocks are tiles x splits; tokens x rows x k of the problem."""
+    g = GPU[gpu]
+    m, n, k = plan["m"], plan["n"], plan["k"]
+    rows, tok, bk = map(int, row["tile"].split("x"))
+    occ = occupancy(dict(threads=row["threads"], shared=row["shared"]), row["regs"], g["arch"])
+    blocks = math.ceil(n / rows) * math.ceil(m / tok) * plan["splits"]
+    kb = math.ceil(math.ceil(k / bk) / plan["splits"])
+    slots = g["sms"] * occ
+    full, rest = divmod(blocks, slots)  # whole waves, and a last one with fewer blocks on an SM
+    live, rest_live = min(occ, math.ceil(blocks / g["sms"])), math.ceil(rest / g["sms"])
+    step, binds = step_of(row, g, min(blocks, slots), live)
+    last = step_of(row, g, rest, rest_live)[0] if rest else 0
     edge = g["latency"] + rows * tok / 4 * EPILOGUE / 32 / 4
-    clocks = waves * kb * per[binds] + (edge * waves if occ == 1 else edge * (1 + .5 * (waves - 1)))
+    waves = full + bool(rest)
+    clocks = kb * (full * step + last) + (edge * waves if occ == 1 else edge * (1 + .5 * (waves - 1)))
     weight = row["l2"] - tok * bk * row["bits"] // 8
-    out, split = m * n * 2, plan["splits"] > 1
+    out = m * n * 2
     data = weight * math.ceil(n / rows) * math.ceil(k / bk) + m * k * row["bits"] // 8 + out
-    flight = row["l2"] * max(depth, 1) * live * min(g["sms"], blocks)
+    flight = row["l2"] * max(row["stages"] - row["hold"], 1) * live * min(g["sms"], blocks)
     reach = min(1., flight / (g["dram"] * g["latency"] / g["clk"]))  # too few bytes in flight: less bandwidth
     memory, run = data / (g["dram"] * reach), clocks / g["clk"] + out / g["dram"]
     seconds = max(memory, run)
     if memory > run:
         binds = "dram" if reach == 1 else "flight"
-    if split:
+    if plan["splits"] > 1:
         seconds += REDUCE + 2 * plan["splits"] * m * n * 4 / (g["l2"] * g["clk"])
     return dict(seconds=seconds, binds=binds, waves=waves, data=data)
 

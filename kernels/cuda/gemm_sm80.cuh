@@ -155,11 +155,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 // ---- plans and launches of a family ------------------------------------------------------------------------------
-// Instances are tiles of 16, 64 and (8-bit input) 128 tokens. Splits as on sm_90: up to 8, or at chunk borders, where
+// Instances are tiles of 16, 32, 64 and (8-bit input) 128 tokens. Splits as on sm_90: up to 8, or at chunk borders, where
 // tiles fill less than half of the device.
 template <class F>
 void plan_of(const qk_device *device, const qk_gemm *g, int largest, int chunk_blocks, qk_plan *out) {
-    const int instance = g->m <= 16 ? 0 : g->m <= 64 || largest == 1 ? 1 : 2, tokens = instance ? 32 << instance : 16;
+    const int instance = g->m <= 16 ? 0 : g->m <= 32 ? 1 : g->m <= 64 || largest == 2 ? 2 : 3, tokens = 16 << instance;
     const int blocks = int((g->w.k + kBlockK - 1) / kBlockK), bands = int((g->w.n + kRows - 1) / kRows);
     const int64_t tiles = bands * ((g->m + tokens - 1) / tokens);
     int split = blocks;
@@ -173,9 +173,10 @@ void plan_of(const qk_device *device, const qk_gemm *g, int largest, int chunk_b
     out->grid[0] = uint32_t((g->m + tokens - 1) / tokens), out->grid[1] = uint32_t(bands);
     out->grid[2] = uint32_t(out->splits);
     out->block = kThreads;
-    out->shared_bytes = uint32_t(instance == 0 ? Config<F, 16>::kSharedBytes : Config<F, 64>::kSharedBytes);
+    const int bytes[] = {Config<F, 16>::kSharedBytes, Config<F, 32>::kSharedBytes, Config<F, 64>::kSharedBytes};
+    out->shared_bytes = uint32_t(bytes[instance < 3 ? instance : 2]);
     if constexpr (!F::kTotals)
-        if (instance == 2) out->shared_bytes = uint32_t(Config<F, 128>::kSharedBytes);
+        if (instance == 3) out->shared_bytes = uint32_t(Config<F, 128>::kSharedBytes);
     if (out->splits > 1) out->workspace_bytes = uint64_t(out->splits) * uint64_t(g->m) * uint64_t(partial_ld(g->w.n)) * 4;
 }
 template <class F, int kTok>
@@ -207,9 +208,11 @@ qe_status run_family(const qk_plan *plan, const qk_gemm_args *args, Args<F> a, c
     case 0:
         return launch_tile<F, 16>(plan, args, a, queue, name, err);
     case 1:
+        return launch_tile<F, 32>(plan, args, a, queue, name, err);
+    case 2:
         return launch_tile<F, 64>(plan, args, a, queue, name, err);
     default:
-        if constexpr (kLargest == 2) return launch_tile<F, 128>(plan, args, a, queue, name, err);
+        if constexpr (kLargest == 3) return launch_tile<F, 128>(plan, args, a, queue, name, err);
         return qe_error_set(err, QE_E_ARGUMENT, "%s: no such instance", name);
     }
 }

@@ -66,9 +66,9 @@ bool supports_sm80(const qk_device *device, const qk_gemm *g, qk_why *why) {
 }
 void plan_sm80(const qk_device *device, const qk_gemm *g, qk_plan *out) {
     if (qk_w4_units(&g->w.quant, g->w.k) == 1)
-        sm80::plan_of<Half<1>>(device, g, 1, chunk_blocks(g->w), out); // bf16 has the same stages
+        sm80::plan_of<Half<1>>(device, g, 2, chunk_blocks(g->w), out); // bf16 has the same stages
     else
-        sm80::plan_of<Half<4>>(device, g, 1, chunk_blocks(g->w), out);
+        sm80::plan_of<Half<4>>(device, g, 2, chunk_blocks(g->w), out);
 }
 template <class F>
 qe_status run_format(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
@@ -78,7 +78,7 @@ qe_status run_format(const qk_plan *plan, const qk_gemm_args *args, const qk_que
     a.chunk_blocks = chunk_blocks(w);
     a.context = {w.quant.zero == QE_ZERO_POINT, w.quant.zero_const};
     a.output = output_of(plan, args, a.band_bytes, 0);
-    return sm80::run_family<F, 1>(plan, args, a, queue, "cuda/w4a16_sm80", err);
+    return sm80::run_family<F, 2>(plan, args, a, queue, "cuda/w4a16_sm80", err);
 }
 qe_status run_sm80(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
     const qk_shape &w = args->w->shape;

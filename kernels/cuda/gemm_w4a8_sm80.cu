@@ -24,9 +24,9 @@ bool supports(const qk_device *device, const qk_gemm *g, qk_why *why) {
 }
 void plan(const qk_device *device, const qk_gemm *g, qk_plan *out) {
     if (qk_w4_units(&g->w.quant, g->w.k) == 1)
-        sm80::plan_of<Format<1>>(device, g, 2, 0, out);
+        sm80::plan_of<Format<1>>(device, g, 3, 0, out);
     else
-        sm80::plan_of<Format<4>>(device, g, 2, 0, out);
+        sm80::plan_of<Format<4>>(device, g, 3, 0, out);
 }
 template <int kUnits>
 qe_status run_units(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
@@ -34,7 +34,7 @@ qe_status run_units(const qk_plan *plan, const qk_gemm_args *args, const qk_queu
     sm80::Args<Format<kUnits>> a{};
     a.band_bytes = qk_w4a8_band_bytes(&w.quant, w.k), a.block_bytes = int(qk_w4a8_block_bytes(&w.quant, w.k));
     a.output = output_of(plan, args, a.band_bytes, a.band_bytes - QK_W4_ROWS * 8);
-    return sm80::run_family<Format<kUnits>, 2>(plan, args, a, queue, "cuda/w4a8_sm80", err);
+    return sm80::run_family<Format<kUnits>, 3>(plan, args, a, queue, "cuda/w4a8_sm80", err);
 }
 qe_status run(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
     const qk_shape &w = args->w->shape;

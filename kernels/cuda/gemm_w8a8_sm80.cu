@@ -118,15 +118,18 @@ bool supports(const qk_device *device, const qk_gemm *g, qk_why *why) {
         return qk_no(why, "%u bytes of shared memory, needed %d", device->unit_bytes, shared_bytes<128>());
     return integer_output(g, why);
 }
+int tokens_of(int instance) {
+    return instance == 0 ? 128 : 32 * instance;
+}
 void plan(const qk_device *, const qk_gemm *g, qk_plan *out) {
-    const int instance = g->m <= 32, bm = instance ? 32 : 128;
+    const int instance = g->m <= 32 ? 1 : g->m <= 64 ? 2 : 0, bm = tokens_of(instance);
     out->variant = instance;
     out->grid[0] = uint32_t((g->w.n + BN - 1) / BN), out->grid[1] = uint32_t((g->m + bm - 1) / bm), out->grid[2] = 1;
     out->block = kThreads;
-    out->shared_bytes = uint32_t(instance ? shared_bytes<32>() : shared_bytes<128>());
+    out->shared_bytes = uint32_t(instance == 1 ? shared_bytes<32>() : instance ? shared_bytes<64>() : shared_bytes<128>());
 }
 qe_status run(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
-    const int bm = plan->variant ? 32 : 128;
+    const int bm = tokens_of(plan->variant);
     Args a{};
     a.x = static_cast<const int8_t *>(args->x.data), a.ld = args->x.ld, a.m = args->x.m;
     a.w = static_cast<const unsigned char *>(args->w->blob);
@@ -134,7 +137,7 @@ qe_status run(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *que
     a.output = output_of(plan, args, a.band_bytes, a.tiles * QK_W8_TILE_BYTES);
     if (a.m == 0) return QE_OK;
     dim3 grid(plan->grid[0], uint32_t((a.m + bm - 1) / bm));
-    return launch(bm == 32 ? gemm<32> : gemm<128>, grid, plan->block, plan->shared_bytes, queue, "cuda/w8a8_sm80", err,
+    return launch(bm == 32 ? gemm<32> : bm == 64 ? gemm<64> : gemm<128>, grid, plan->block, plan->shared_bytes, queue, "cuda/w8a8_sm80", err,
                   a);
 }
 

@@ -159,9 +159,9 @@ bool supports_sm80(const qk_device *device, const qk_gemm *g, qk_why *why) {
 }
 void plan_sm80(const qk_device *device, const qk_gemm *g, qk_plan *out) {
     if (qk_wx_code_bits(&g->w.quant) == 4)
-        sm80::plan_of<Table4<false>>(device, g, 1, chunk_blocks(g->w), out); // bf16 has the same stages
+        sm80::plan_of<Table4<false>>(device, g, 2, chunk_blocks(g->w), out); // bf16 has the same stages
     else
-        sm80::plan_of<Codes8<false>>(device, g, 1, chunk_blocks(g->w), out);
+        sm80::plan_of<Codes8<false>>(device, g, 2, chunk_blocks(g->w), out);
 }
 Context context_of(const qk_shape &w, const void *blob) {
     return {static_cast<const float *>(blob), int(qk_wx_units(&w.quant, w.k)), w.quant.zero == QE_ZERO_POINT,
@@ -176,7 +176,7 @@ qe_status run_format(const qk_plan *plan, const qk_gemm_args *args, const qk_que
     a.chunk_blocks = chunk_blocks(w);
     a.context = context_of(w, args->w->blob);
     a.output = output_of(plan, args, a.band_bytes, 0);
-    return sm80::run_family<F, 1>(plan, args, a, queue, "cuda/wxa16_sm80", err);
+    return sm80::run_family<F, 2>(plan, args, a, queue, "cuda/wxa16_sm80", err);
 }
 qe_status run_sm80(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
     const bool table = qk_wx_code_bits(&args->w->shape.quant) == 4;
