@@ -109,14 +109,15 @@ INLINE void add_mins(const int R, const int S, const int P, const uint8_t *block
             }
 }
 
-/* Float scales along k (7.4), for R rows of a tile of S. */
+/* Float scales along k (7.4), for R rows of a tile of S. `plain`: groups of one unit and no zero points, known to the
+ * compiler, which else keeps the sums in memory across the loop over units. */
 INLINE void tile_groups(const int R, const int S, const int P, const int bits, const int wide, const panel_scale scale,
-                        const panel_tile *t, int first) {
+                        const int plain, const panel_tile *t, int first) {
     const panel_format *format = t->format;
     const int unit = scale == PANEL_Q6K ? 16 : 32, steps = unit / 4;
     const int unit_bytes = unit * (bits == 8 || wide ? 32 : bits * 4), many = scale == PANEL_Q4K || scale == PANEL_Q6K;
     const int groups = scale == PANEL_Q4K ? 8 : scale == PANEL_Q6K ? 16 : 1;
-    const int units = many ? 1 : format->group / 32, points = !many && format->points;
+    const int units = many || plain ? 1 : format->group / 32, points = !many && !plain && format->points;
     const uint8_t *block = t->panel;
     const int8_t *q = t->q;
     const int32_t *init = t->init, *pairs = t->pairs;
@@ -235,7 +236,11 @@ INLINE void tile_run(const int R, const int bits, const int wide, const panel_sc
             panel_tile part = *t;
             part.q += 4 * from, part.init += from, part.pairs += from, part.scale += from, part.y += from * PANEL_COLUMNS;
             part.ahead = from ? 0 : t->ahead;
-            tile_groups(rows, R, P, bits, wide, scale, &part, first);
+            /* With the 16 registers of AVX2 it is a spill more. */
+            if (V_LANES == 16 && scale == PANEL_F16 && t->format->group == 32 && !t->format->points)
+                tile_groups(rows, R, P, bits, wide, scale, 1, &part, first);
+            else
+                tile_groups(rows, R, P, bits, wide, scale, 0, &part, first);
         }
     }
 }
