@@ -126,17 +126,28 @@ static void store_number(void *array, qe_num num, int64_t i, float v) {
     else ((uint16_t *)array)[i] = num == QE_NUM_F16 ? qe_f32_to_f16(v) : qe_f32_to_bf16(v);
 }
 
-/* Where code (column, k) of a unit lies. */
-static void put_code(const panel_format *f, uint8_t *unit, int c, int k, uint32_t code) {
+/* Where code (column, k) of a unit of stored width `bits` lies. */
+static inline void put_code(const int bits, uint8_t *unit, int c, int k, uint32_t code) {
     int step = k / 4, byte = c % 16 * 4 + k % 4, half = c / 16;
-    if (f->bits == 8) {
+    if (bits == 8) {
         unit[step * 128 + c * 4 + k % 4] = (uint8_t)code;
         return;
     }
-    uint8_t *lines = unit + (f->bits == 4 ? 0 : 128);
+    uint8_t *lines = unit + (bits == 4 ? 0 : 128);
     lines[step * 64 + byte] |= (uint8_t)((code & 15) << 4 * half);
-    if (f->bits == 5) unit[half * 64 + byte] |= (uint8_t)(code >> 4 << step);
-    if (f->bits == 6) unit[half * 64 + byte] |= (uint8_t)(code >> 4 << 2 * step);
+    if (bits == 5) unit[half * 64 + byte] |= (uint8_t)(code >> 4 << step);
+    if (bits == 6) unit[half * 64 + byte] |= (uint8_t)(code >> 4 << 2 * step);
+}
+
+static void put_unit(const panel_format *f, uint8_t *unit, int c, const uint8_t *codes, int count) {
+    if (f->bits == 4)
+        for (int i = 0; i < count; i++) put_code(4, unit, c, i, codes[i]);
+    else if (f->bits == 5)
+        for (int i = 0; i < count; i++) put_code(5, unit, c, i, codes[i]);
+    else if (f->bits == 6)
+        for (int i = 0; i < count; i++) put_code(6, unit, c, i, codes[i]);
+    else
+        for (int i = 0; i < count; i++) put_code(8, unit, c, i, codes[i]);
 }
 
 static uint32_t get_code(const panel_format *f, const uint8_t *unit, int c, int k) {
@@ -197,7 +208,8 @@ static void panel_pack(const qk_shape *s, const qe_qtensor *t, void *dst) {
     for (int64_t r = 0; r < t->n; r++) {
         const uint8_t *codes = (const uint8_t *)t->codes + r * t->k;
         pack_scales(&f, t, r, dst);
-        for (int64_t k = 0; k < t->k; k++) put_code(&f, unit_at(&f, dst, k), (int)r, (int)(k % f.unit), codes[k]);
+        for (int64_t k = 0; k < t->k; k += f.unit)
+            put_unit(&f, unit_at(&f, dst, k), (int)r, codes + k, (int)(t->k - k < f.unit ? t->k - k : f.unit));
     }
 }
 
