@@ -77,6 +77,26 @@ TEST_F(Qquant, BudgetAndItsRecipe) {
     EXPECT_EQ(contents(folder.file("m")), contents(folder.file("n")));
 }
 
+/* bench/plot.py on a report and on the golden table: both pictures, and one line for what is neither. */
+TEST_F(Qquant, QualityIsDrawn) {
+    const std::string python = QE_SOURCE_DIR "/build/venv/bin/python", plot = python + " " QE_SOURCE_DIR "/bench/plot.py ";
+    if (system((python + " -c 'import matplotlib' >/dev/null 2>&1").c_str()) != 0)
+        GTEST_SKIP() << "no matplotlib: python3 -m venv build/venv && build/venv/bin/pip install matplotlib";
+    Result r = run({"--model", tiny, "--scheme", "w4a16-g128", "--out", folder.file("m"), "--quiet"});
+    ASSERT_EQ(r.code, 0) << r.err;
+    const std::string quiet = " >" + folder.file("out") + " 2>&1";
+    const std::string files = QE_TEST_GOLDEN "/quality.csv " + folder.file("m/quantization_report.json");
+    ASSERT_EQ(system((plot + files + " --out " + folder.file("p") + quiet).c_str()), 0) << qe_test::read_file(folder.file("out"));
+    EXPECT_NE(qe_test::read_file(folder.file("p-quality.svg")).find("<svg"), std::string::npos);
+    EXPECT_NE(qe_test::read_file(folder.file("p-layers.svg")).find("<svg"), std::string::npos);
+    for (const char *name : {"wrong.json", "wrong.csv"}) {
+        const std::string wrong = folder.write(name, std::string("model,name\ntiny,x\n"));
+        EXPECT_NE(system((plot + wrong + quiet).c_str()), 0) << name;
+        EXPECT_NE(qe_test::read_file(folder.file("out")).find(name), std::string::npos) << name;
+        EXPECT_EQ(lines(qe_test::read_file(folder.file("out"))), 1u) << qe_test::read_file(folder.file("out"));
+    }
+}
+
 TEST_F(Qquant, MistakesGetOneLine) {
     folder.write("empty.txt", "");
     folder.write("short.txt", "Hi");

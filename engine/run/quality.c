@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include <qengine/recipe.h>
+#include <qengine/tokenizer.h>
 #include "run/engine_internal.h"
 
 enum { ROWS = 64, WINDOW = 512 };
@@ -13,6 +14,7 @@ typedef struct pair {
     qe_session *session[2];
     float      *logits[2];          /* [ROWS][vocab] */
     double     *kl;                 /* of every scored token */
+    int32_t    *ids;                /* [window]: one window's */
     int64_t     vocab, scored, agreed;
     double      nll[2];
 } pair;
@@ -85,6 +87,10 @@ static void finish(pair *p, qe_quality *out) {
                         .top1_agreement = (double)p->agreed / (double)p->scored};
 }
 
+static bool begins_with_bos(const qe_model *model, int32_t id) {
+    return model->tokenizer && id == qe_tokenizer_special(model->tokenizer, QE_SPECIAL_BOS);
+}
+
 static qe_status measure(pair *p, const int32_t *ids, int64_t count, int64_t window, qe_progress *progress, void *ctx,
                          qe_error *err) {
     for (int i = 0; i < 2; i++) {
@@ -94,8 +100,16 @@ static qe_status measure(pair *p, const int32_t *ids, int64_t count, int64_t win
     }
     p->kl = malloc((size_t)count * sizeof *p->kl);
     if (!p->kl) return qe_error_set(err, QE_E_NOMEM, "no memory for %lld tokens", (long long)count);
-    for (int64_t at = 0; at < count; at += window) {
-        QE_TRY(window_scores(p, ids + at, count - at < window ? count - at : window, err));
+    p->ids = malloc((size_t)window * sizeof *p->ids);
+    if (!p->ids) return qe_error_set(err, QE_E_NOMEM, "no memory for a window of %lld tokens", (long long)window);
+    /* A text that begins with BOS is cut into windows that do: models trained so are lost without it. */
+    int64_t bos = window > 1 && begins_with_bos(p->engine[0]->model, ids[0]);
+    for (int64_t at = 0, n; at < count; at += n) {
+        int64_t first = at > 0 ? bos : 0;
+        n = count - at < window - first ? count - at : window - first;
+        p->ids[0] = ids[0];
+        memcpy(p->ids + first, ids + at, (size_t)n * sizeof *ids);
+        QE_TRY(window_scores(p, p->ids, first + n, err));
         if (progress && progress(ctx, (uint64_t)at, (uint64_t)count)) return qe_error_set(err, QE_E_CANCELLED, "stopped");
     }
     return p->scored ? QE_OK : qe_error_set(err, QE_E_VALUE, "the text has a single token");
@@ -121,5 +135,6 @@ qe_status qe_quality_measure(qe_engine *reference, qe_engine *candidate, const i
         free(p.logits[i]);
     }
     free(p.kl);
+    free(p.ids);
     return status;
 }

@@ -104,7 +104,8 @@ typedef struct qe_quantize_options {
 QE_API qe_status qe_model_quantize(qe_device *device, const qe_model *model, const qe_quantize_options *options,
                                    qe_quantize_plan *plan, qe_error *err);
 
-/* Distance of `candidate` from `reference` on a text, in windows of `window` tokens (0: 512). */
+/* Distance of `candidate` from `reference` on a text, in windows of `window` tokens (0: 512). Where the
+ * ids begin with the reference's BOS, so does every window. */
 QE_API qe_status qe_quality_measure(qe_engine *reference, qe_engine *candidate, const int32_t *ids, int64_t count,
                                     int64_t window, qe_progress *progress, void *ctx, qe_quality *out, qe_error *err);
 

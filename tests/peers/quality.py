@@ -12,6 +12,7 @@ import argparse
 import csv
 import hashlib
 import json
+import math
 import re
 import subprocess
 import sys
@@ -137,6 +138,11 @@ def differs(a, b):
     return None
 
 
+def noise(*rows):
+    """Standard error of a difference of log perplexities: a token's log(p / q) varies by about twice the KL."""
+    return math.sqrt(sum(2 * float(row["kl_mean"]) / float(row["tokens"]) for row in rows))
+
+
 def claims(rows):
     """What has to hold: (text, whether it does). Rows that were not measured make no claim."""
     at = {row["name"]: row for row in rows}
@@ -157,8 +163,11 @@ def claims(rows):
         closer = [row["name"] for row in smaller if float(row["kl_mean"]) <= number(mixed, "kl_mean")]
         yield (f"none of {len(smaller)} uniform rows no larger than {mixed} has less mean KL ({number(mixed, 'kl_mean'):.5f})"
                + "".join(f"; {name}" for name in closer)), not closer
-        lower = [row["name"] for row in smaller if float(row["perplexity"]) <= number(mixed, "perplexity")]
-        yield (f"none of them has less perplexity ({number(mixed, 'perplexity'):.4f})" + "".join(f"; {name}" for name in lower)), not lower
+        lower = [row for row in smaller if float(row["perplexity"]) < number(mixed, "perplexity")]
+        beyond = [row["name"] for row in lower
+                  if math.log(number(mixed, "perplexity") / float(row["perplexity"])) > 2 * noise(row, at[mixed])]
+        yield (f"none of them has less perplexity ({number(mixed, 'perplexity'):.4f}) by more than its noise; {len(lower)} have less"
+               + "".join(f"; {name}" for name in beyond)), not beyond
 
 
 def write(rows, name):
