@@ -19,6 +19,7 @@ extern "C" {
 #include "base/log.h"
 #include "base/os.h"
 #include "base/pool.h"
+#include "base/sha256.h"
 }
 
 using namespace qe_test;
@@ -488,6 +489,25 @@ TEST(Os, MachineAndMemory) {
         qe_os_release(p);
     }
     EXPECT_EQ(qe_os_alloc(SIZE_MAX), nullptr);
+}
+
+// FIPS 180-4 and NIST's long message, in one piece and in pieces that end anywhere in a block.
+TEST(Sha256, KnownAnswersInAnyPieces) {
+    const std::pair<std::string, const char *> answers[] = {
+        {"", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"},
+        {"abc", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"},
+        {"abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq", "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1"},
+        {std::string(1000000, 'a'), "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"}};
+    for (const auto &[message, digest] : answers)
+        for (size_t piece : {size_t(1), size_t(63), size_t(64), size_t(65), size_t(4096), message.size() + 1}) {
+            qe_sha256 h;
+            char text[65];
+            qe_sha256_start(&h);
+            for (size_t at = 0; at < message.size(); at += piece)
+                qe_sha256_add(&h, message.data() + at, std::min(piece, message.size() - at));
+            qe_sha256_end(&h, text);
+            EXPECT_STREQ(text, digest) << message.size() << " bytes by " << piece;
+        }
 }
 
 }  // namespace

@@ -233,12 +233,16 @@ TEST(CudaCluster, OddBands) {
     const qk_row *row = &qk_cuda_w8a8_sm90_row;
     qk_gemm g{};
     g.w = w.shape, g.m = p.m, g.y_type = p.y_type, g.x = w.shape.act.quant;
-    qk_plan plan = qk_plan_begin(row, &g);
-    row->plan(&cuda.device, &g, &plan);
-    ASSERT_EQ(plan.grid[1], 18u) << "not in clusters";
     const qk_x x = input(cuda, w, p, 7);
     simt::device().options.order = simt::Order::Random, simt::device().options.async = simt::Async::Random;
-    EXPECT_EQ(first_difference(run(cuda, w, row, p, x, 7), want, p), "");
+    for (const uint32_t units : {132u, 8u}) { // sums leave in parts, or finished
+        cuda.device.units = units;
+        qk_plan plan = qk_plan_begin(row, &g);
+        row->plan(&cuda.device, &g, &plan);
+        ASSERT_EQ(plan.grid[1], 18u) << "not in clusters";
+        ASSERT_EQ(plan.splits > 1, units == 132);
+        EXPECT_EQ(first_difference(run(cuda, w, row, p, x, 7), want, p), "") << units << " units";
+    }
     simt::device().options = {};
 }
 TEST_P(CudaGemm, PacksLosslessly) {

@@ -21,7 +21,7 @@ def block_bytes(family, units, detail=""):
     return CODES + units * 256, CODES + 8 * 256
 
 
-def tile90(family, units, tok):
+def tile90(family, units, tok, cluster):
     xbytes, totals = (2, True) if family == "w4a16" else (1, False)
     used, largest = block_bytes(family, units)
     x = tok * 128 * xbytes
@@ -30,7 +30,7 @@ def tile90(family, units, tok):
     shared = max(ring, tok * 132 * 4) // 8 * 8 + 8 + 16 * stages
     handover = tok // 2 * (2 if totals else 1) > 64
     return dict(rows=128, tok=tok, bk=128, threads=256 + (128 if handover else 32), mma_warps=8, stages=stages,
-                shared=shared, w_stage=2 * used, x_stage=x, xbits=8 * xbytes)
+                shared=shared, w_stage=2 * used, x_stage=x, xbits=8 * xbytes, cluster=cluster)
 
 
 def tile80(family, units, tok, detail):
@@ -44,8 +44,8 @@ def tile80(family, units, tok, detail):
 
 def tile_of(name):
     """Name as in the table ('gemm_w4a8_sm90: sm90::gemm<w4a8_sm90::Format<4>, 128>'), or None: no GEMM with tiles."""
-    if m := re.search(r"sm90::gemm<(\w+)_sm90::Format(?:<(\d)>)?, (\d+)>", name):
-        return tile90(m[1], int(m[2] or 1), int(m[3]))
+    if m := re.search(r"sm90::gemm<(\w+)_sm90::Format(?:<(\d)>)?, (\d+)(?:, (\d+))?>", name):
+        return tile90(m[1], int(m[2] or 1), int(m[3]), int(m[4] or 1))
     if m := re.search(r"sm80::gemm<(w4a8|w4a16|wxa16)(?:_sm80)?::(\w+)<(\w+)>, (\d+)>", name):
         units = int(m[3]) if m[3].isdigit() else 1
         return tile80(m[1], units, int(m[4]), m[2])
@@ -56,7 +56,7 @@ def tile_of(name):
     return None
 
 
-TOKENS = {"sm90": (16, 64, 128, 256), "sm80": (16, 32, 64, 128)}
+TOKENS = {"sm90": (16, 64, 128, 256, 256), "sm80": (16, 32, 64, 128)}
 
 
 def of_plan(plan):
@@ -71,7 +71,8 @@ def of_plan(plan):
     tok = TOKENS[sm][plan["variant"]]
     if sm == "sm90":
         form = "" if family == "w8a8" else f"<{units}>"
-        return f"gemm_{family}_sm90: sm90::gemm<{family}_sm90::Format{form}, {tok}>"
+        cluster = 2 if plan["variant"] == 4 else 1
+        return f"gemm_{family}_sm90: sm90::gemm<{family}_sm90::Format{form}, {tok}, {cluster}>"
     if family == "w4a8":
         return f"gemm_w4a8_sm80: sm80::gemm<w4a8_sm80::Format<{units}>, {tok}>"
     if family == "w4a16":

@@ -89,7 +89,7 @@ def static_row(name, arch, code, regs, tile):
     found, wait0 = hazards(code, body, producer, gmma, tile, kpi)
     row.update(tile=f"{tile['rows']}x{tile['tok']}x{tile['bk']}", threads=tile["threads"], shared=tile["shared"],
                stages=tile["stages"], hold=1 if wait0 or not gmma else 2, occupancy=occupancy(tile, regs, arch),
-               l2=tile["w_stage"] + tile["x_stage"], bits=tile["xbits"], per_k_block=count(body, producer, tile, kpi, per_load))
+               l2=tile["w_stage"] + tile["x_stage"] // tile.get("cluster", 1), bits=tile["xbits"], per_k_block=count(body, producer, tile, kpi, per_load))
     drain = round(WGMMA_DRAIN * wait0 / kpi) if gmma else 0
     runs_on = [arch] if gmma else sorted(ARCH)
     row["lockstep"] = {str(a): round(lockstep(body, a, tile["mma_warps"], gmma) / kpi) for a in runs_on}

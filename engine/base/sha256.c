@@ -15,6 +15,15 @@ static const uint32_t k[64] = {
 
 static uint32_t turn(uint32_t x, int n) { return x >> n | x << (32 - n); }
 
+/* One round in which word a of the standard is s[first]. */
+static inline void step(uint32_t s[8], int first, uint32_t word) {
+    uint32_t a = s[first], b = s[(first + 1) & 7], c = s[(first + 2) & 7], e = s[(first + 4) & 7];
+    uint32_t t1 = s[(first + 7) & 7] + (turn(e, 6) ^ turn(e, 11) ^ turn(e, 25)) +
+                  ((e & s[(first + 5) & 7]) ^ (~e & s[(first + 6) & 7])) + word;
+    s[(first + 3) & 7] += t1;
+    s[(first + 7) & 7] = t1 + (turn(a, 2) ^ turn(a, 13) ^ turn(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
+}
+
 static void absorb(qe_sha256 *h, const uint8_t *p) {
     uint32_t w[64], s[8];
     for (int i = 0; i < 16; i++)
@@ -24,13 +33,16 @@ static void absorb(qe_sha256 *h, const uint8_t *p) {
         w[i] = w[i - 16] + (turn(a, 7) ^ turn(a, 18) ^ a >> 3) + w[i - 7] + (turn(b, 17) ^ turn(b, 19) ^ b >> 10);
     }
     memcpy(s, h->state, sizeof s);
-    for (int i = 0; i < 64; i++) {
-        uint32_t a = s[0], e = s[4];
-        uint32_t t1 = s[7] + (turn(e, 6) ^ turn(e, 11) ^ turn(e, 25)) + ((e & s[5]) ^ (~e & s[6])) + k[i] + w[i];
-        uint32_t t2 = (turn(a, 2) ^ turn(a, 13) ^ turn(a, 22)) + ((a & s[1]) ^ (a & s[2]) ^ (s[1] & s[2]));
-        memmove(s + 1, s, 7 * sizeof *s);
-        s[4] += t1;
-        s[0] = t1 + t2;
+    for (int i = 0; i < 64; i += 8) {
+        /* The eight words move one place a round: here their names do, not their values. */
+        step(s, 0, k[i + 0] + w[i + 0]);
+        step(s, 7, k[i + 1] + w[i + 1]);
+        step(s, 6, k[i + 2] + w[i + 2]);
+        step(s, 5, k[i + 3] + w[i + 3]);
+        step(s, 4, k[i + 4] + w[i + 4]);
+        step(s, 3, k[i + 5] + w[i + 5]);
+        step(s, 2, k[i + 6] + w[i + 6]);
+        step(s, 1, k[i + 7] + w[i + 7]);
     }
     for (int i = 0; i < 8; i++) h->state[i] += s[i];
 }
@@ -46,11 +58,11 @@ void qe_sha256_add(qe_sha256 *h, const void *data, size_t bytes) {
     const uint8_t *p = data;
     while (bytes) {
         size_t have = (size_t)(h->bytes % 64), take = bytes < 64 - have ? bytes : 64 - have;
-        memcpy(h->block + have, p, take);
+        if (take < 64) memcpy(h->block + have, p, take);
         h->bytes += take;
+        if (h->bytes % 64 == 0) absorb(h, take < 64 ? h->block : p);
         p += take;
         bytes -= take;
-        if (h->bytes % 64 == 0) absorb(h, h->block);
     }
 }
 

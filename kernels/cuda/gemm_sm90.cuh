@@ -206,8 +206,9 @@ __global__ void __launch_bounds__(Config<F, kTok>::kThreads, 1)
 #pragma unroll
     for (int j = 0; j < kTok / 8; j++) put_fragment<kRows>(smem, warp, tid % 32, j, acc + j * 4);
     ptx::named_bar_sync(1, kConsumers);
-    store_tile<kRows, kTok>(smem, tid, kConsumers, a.m, int64_t(blockIdx.x) * kTok, int64_t(blockIdx.y) * kRows,
-                            int(blockIdx.z), partial, a.output);
+    if (kCluster == 1 || int64_t(blockIdx.y) * kRows < a.output.out.n) // sums of an idle block would leave their row
+        store_tile<kRows, kTok>(smem, tid, kConsumers, a.m, int64_t(blockIdx.x) * kTok, int64_t(blockIdx.y) * kRows,
+                                int(blockIdx.z), partial, a.output);
     if constexpr (kCluster > 1) ptx::cluster_wait();
 #endif
 }
