@@ -197,8 +197,10 @@ static void add_sizes(qe_job *job) {
     int64_t length = job->o->sequence_tokens ? job->o->sequence_tokens : 512, sequences = job->o->sequences ? job->o->sequences : 128;
     p->calibration_tokens = length * sequences;
     uint64_t h = (uint64_t)hp->hidden, f = (uint64_t)hp->ffn, q = (uint64_t)(hp->heads * hp->head_dim);
+    uint64_t widest = f > h ? f : h;
+    widest = q > widest ? q : widest;                  /* one Hessian is factored at a time; the allocator may hold as much again */
     p->memory_bytes += 2 * layer_bytes[0] + layer_bytes[1] + (uint64_t)p->calibration_tokens * 8 * h +
-                       8 * (2 * h * h + q * q + f * f) + 4 * 512 * (2 * h + q + f);
+                       8 * (2 * h * h + q * q + f * f + widest * widest) + 4 * 512 * (2 * h + q + f);
 }
 
 qe_status qe_job_plan(qe_job *job, qe_error *err) {
