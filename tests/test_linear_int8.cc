@@ -15,7 +15,7 @@
 #include <qengine/num.h>
 #include <qengine/quant.h>
 #include <qengine/quantize.h>
-#include "run/device.h"
+#include "device_memory.h"
 
 namespace {
 
@@ -62,24 +62,6 @@ struct Weight {
     }
 };
 
-// Bytes where the device's kernels reach them.
-struct Memory {
-    const qe_device *device;
-    size_t bytes;
-    void *data = nullptr;
-    Memory(const qe_device *d, size_t n, const void *from = nullptr) : device(d), bytes(n) {
-        EXPECT_EQ(qe_device_alloc(device, bytes, &data, nullptr), QE_OK);
-        if (from) move(data, from);
-    }
-    ~Memory() { qe_device_release(device, data, bytes); }
-    Memory(const Memory &) = delete;
-    void move(void *to, const void *from) const {
-        qk_queue q = qe_device_queue(device, nullptr);
-        EXPECT_EQ(device->backend->copy(&q, to, from, bytes, nullptr), QE_OK);
-        EXPECT_EQ(device->backend->wait(&q, nullptr), QE_OK);
-    }
-};
-
 struct Linear {
     qe_linear *handle = nullptr;
     mutable qe_error err{};
@@ -103,7 +85,7 @@ struct Linear {
         a.m = m, a.x = in.data, a.ldx = ldx, a.x_type = x_type, a.y = out.data, a.ldy = ldy;
         a.workspace = space.data, a.workspace_bytes = work;
         EXPECT_EQ(qe_linear_run(handle, &a, &err), QE_OK) << err.message;
-        out.move(y.data(), out.data);
+        out.copy(y.data(), out.data);
         return y;
     }
 };
