@@ -3,8 +3,10 @@
  * Life of a weight:   qk_layout_choose() -> qk_pack() band by band -> qk_weight          (once, at load)
  * Life of a call:     qk_gemm -> qk_gemm_plan() -> workspace from the caller -> qk_gemm_run()   (plan may be cached)
  *
- *   layout  how one weight is stored on one backend AND its arithmetic order: all rows of a layout return the same
- *           bits for a token's row, whatever m, position, split or thread count. Chosen before m is known.
+ *   layout  how one weight is stored on one backend AND its arithmetic order: a token's row has the same bits whatever
+ *           m, position, tile, split or thread count. Where sums are exact (qk_whole_k) all rows of a layout agree;
+ *           where floats are summed, the first row that supports the problem is the one, at every m.
+ *           Chosen before m is known.
  *   row     one kernel family that reads one layout. Both lists are ordered: first yes wins, every no has a reason.
  *   The last row of a layout accepts every m; the last layout of a backend accepts every descriptor.
  *
@@ -163,8 +165,9 @@ typedef struct qk_gemm {     /* the problem: everything a plan may depend on; no
     int32_t   y_type;        /* qe_code F16, BF16, F32, or INT: int8 requantized with y_zero */
     int32_t   act;           /* QK_ACT_*, after bias */
     uint32_t  flags;         /* QK_GEMM_* */
-    int32_t   reserved;
+    int32_t   tile_m;        /* tiles as for this many tokens; 0: as for m. Of tuning alone; never in the bits */
 } qk_gemm;
+static inline int64_t qk_tile_m(const qk_gemm *gemm) { return gemm->tile_m > 0 ? gemm->tile_m : gemm->m; }
 enum { QK_GEMM_BIAS = 1, QK_GEMM_RESIDUAL = 2, QK_GEMM_GATED = 4 }; /* GATED: rows 2i, 2i+1 -> y[i] = act(a) * b */
 
 typedef struct qk_gemm_args {
@@ -214,6 +217,19 @@ static inline qk_plan qk_plan_begin(const qk_row *row, const qk_gemm *gemm) {
 /* QE_E_UNSUPPORTED only if no row takes the epilogue asked for; err then names the last reason. */
 qe_status qk_gemm_plan(const qk_device *device, const qk_gemm *gemm, qk_plan *out, qk_reason *reasons, void *ctx,
                        qe_error *err);
+/* One of the plans that give a problem the same bits: another row where sums are exact, other tiles, other splits of K
+ * (threads on the CPU). All zero: what qk_gemm_plan() chooses. */
+typedef struct qk_tuning {
+    const qk_row *row;       /* NULL: the first that supports the problem */
+    int32_t tile_m;          /* as in qk_gemm */
+    int32_t units;           /* planned as for a device of this many; 0: its own */
+} qk_tuning;
+enum { QK_TUNINGS = 96 };
+/* Those with distinct plans, the untuned one first; how many. 0: the problem has no plan. */
+int32_t qk_gemm_tunings(const qk_device *device, const qk_gemm *gemm, qk_tuning out[QK_TUNINGS]);
+/* qk_gemm_plan() under a tuning. QE_E_UNSUPPORTED: it would change bits, or the row does not take the problem. */
+qe_status qk_gemm_plan_tuned(const qk_device *device, const qk_gemm *gemm, const qk_tuning *tuning, qk_plan *out,
+                             qe_error *err);
 /* Checks what every row needs (shapes agree, pointers present and aligned), then runs the row. m = args->x.m, at most
  * the plan's m. */
 qe_status qk_gemm_run(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err);

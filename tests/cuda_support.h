@@ -307,28 +307,37 @@ inline qk_x input(Pool &pool, const qk_weight &w, const Problem &p, uint32_t see
     EXPECT_EQ(pool.backend->ops.prepare(&prepare, &pool.queue, &err), QE_OK) << err.message;
     return prepared;
 }
-// One row of the layout; returns y's bytes.
-inline std::vector<char> run(Pool &pool, const qk_weight &w, const qk_row *row, const Problem &p, const qk_x &prepared,
-                             uint32_t seed) {
+inline qk_gemm gemm_of(const qk_weight &w, const Problem &p, const qk_x &prepared) {
+    qk_gemm g{};
+    g.w = w.shape, g.x = prepared.quant, g.m = p.m, g.y_type = p.y_type, g.act = p.act, g.flags = p.flags;
+    return g;
+}
+// One plan; returns y's bytes.
+inline std::vector<char> run_plan(Pool &pool, const qk_weight &w, const qk_plan &plan, const Problem &p,
+                                  const qk_x &prepared, uint32_t seed) {
     qe_error err{};
     const int64_t outputs = p.flags & QK_GEMM_GATED ? p.n / 2 : p.n, ldy = outputs + 3;
     const std::vector<float> bias = random_row(size_t(p.n), seed + 1);
     const std::vector<char> residual = as_type(random_row(size_t(p.m * ldy), seed + 2), p.y_type);
     std::vector<char> y(size_t(p.m * ldy) * type_bytes(p.y_type), 0x5a);
-    qk_gemm g{};
-    g.w = w.shape, g.x = prepared.quant, g.m = p.m, g.y_type = p.y_type, g.act = p.act, g.flags = p.flags;
-    qk_plan plan = qk_plan_begin(row, &g);
-    row->plan(&pool.device, &g, &plan);
     qk_gemm_args a{};
     a.w = &w, a.x = prepared, a.ldy = ldy, a.ldr = ldy;
     a.y = pool.put(y.data(), y.size());
     if (p.flags & QK_GEMM_BIAS) a.bias = static_cast<const float *>(pool.put(bias.data(), bias.size() * 4));
     if (p.flags & QK_GEMM_RESIDUAL) a.residual = pool.put(residual.data(), residual.size());
     if (plan.workspace_bytes) a.workspace = pool.put(nullptr, plan.workspace_bytes);
-    EXPECT_EQ(row->run(&plan, &a, &pool.queue, &err), QE_OK) << row->name << ": " << err.message;
+    EXPECT_EQ(plan.row->run(&plan, &a, &pool.queue, &err), QE_OK) << plan.row->name << ": " << err.message;
     EXPECT_EQ(pool.backend->copy(&pool.queue, y.data(), a.y, y.size(), nullptr), QE_OK);
     EXPECT_EQ(pool.backend->wait(&pool.queue, nullptr), QE_OK);
     return y;
+}
+// One row of the layout, as it plans.
+inline std::vector<char> run(Pool &pool, const qk_weight &w, const qk_row *row, const Problem &p, const qk_x &prepared,
+                             uint32_t seed) {
+    const qk_gemm g = gemm_of(w, p, prepared);
+    qk_plan plan = qk_plan_begin(row, &g);
+    row->plan(&pool.device, &g, &plan);
+    return run_plan(pool, w, plan, p, prepared, seed);
 }
 inline float value_at(const std::vector<char> &y, size_t i, int type) {
     if (type == QE_CODE_F32) {

@@ -159,7 +159,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 // tiles fill less than half of the device.
 template <class F>
 void plan_of(const qk_device *device, const qk_gemm *g, int largest, int chunk_blocks, qk_plan *out) {
-    const int instance = g->m <= 16 ? 0 : g->m <= 32 ? 1 : g->m <= 64 || largest == 2 ? 2 : 3, tokens = 16 << instance;
+    const int64_t most = qk_tile_m(g);
+    const int instance = most <= 16 ? 0 : most <= 32 ? 1 : most <= 64 || largest == 2 ? 2 : 3, tokens = 16 << instance;
     const int blocks = int((g->w.k + kBlockK - 1) / kBlockK), bands = int((g->w.n + kRows - 1) / kRows);
     const int64_t tiles = bands * ((g->m + tokens - 1) / tokens);
     int split = blocks;

@@ -246,7 +246,7 @@ template <class F> uint32_t threads_of(int instance) {
 }
 template <class F>
 void plan_of(const qk_device *device, const qk_gemm *g, int largest, int chunk_blocks, qk_plan *out) {
-    int instance = tile_of(g->m, largest);
+    int instance = tile_of(qk_tile_m(g), largest);
     const int tokens = kTiles[instance], bands = int((g->w.n + kRows - 1) / kRows);
     // An odd band costs an idle block.
     if (F::kCluster > 1 && instance == 3 && (bands % F::kCluster == 0 || bands >= 8 * F::kCluster)) instance = kClustered;

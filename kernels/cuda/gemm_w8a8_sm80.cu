@@ -122,7 +122,8 @@ int tokens_of(int instance) {
     return instance == 0 ? 128 : 32 * instance;
 }
 void plan(const qk_device *, const qk_gemm *g, qk_plan *out) {
-    const int instance = g->m <= 32 ? 1 : g->m <= 64 ? 2 : 0, bm = tokens_of(instance);
+    const int64_t most = qk_tile_m(g);
+    const int instance = most <= 32 ? 1 : most <= 64 ? 2 : 0, bm = tokens_of(instance);
     out->variant = instance;
     out->grid[0] = uint32_t((g->w.n + BN - 1) / BN), out->grid[1] = uint32_t((g->m + bm - 1) / bm), out->grid[2] = 1;
     out->block = kThreads;
