@@ -11,15 +11,15 @@
 enum { BENCH_OK = 0, BENCH_ERROR = 1, BENCH_USAGE = 2, BENCH_NO_BACKEND = 3, BENCH_LIST = 32 };
 
 typedef struct bench_options {
-    const char *mode;                         /* "roofline", "gemm", "model" */
+    const char *mode;                         /* "roofline", "gemm", "tune", "model" */
     const char *backend, *scheme, *shape, *baseline, *model, *quantize;
-    const char *json, *csv, *md, *commit, *gpu;
+    const char *json, *csv, *md, *commit, *gpu, *cache;
     int64_t     m[BENCH_LIST];
     int32_t     m_count;
     int32_t     batch[BENCH_LIST];
     int32_t     batch_count;
     int32_t     group, threads, rounds, prompt, gen;
-    bool        check, warm, explain;
+    bool        check, warm, explain, tune;
 } bench_options;
 
 /* One line of results. Numbers that do not apply are NaN, integers 0, texts "". */

@@ -9,58 +9,20 @@
 
 #include <qengine/num.h>
 
-#include "bench.h"
-#include "qk.h"
+#include "bench_gemm.h"
 
-enum { COPIES_MAX = 1024, ROUNDS_MAX = 201, GRAPH_CALLS_MAX = 4096 };
 static const double rotate_bytes = 192e6;      /* larger than the last-level caches of the CPUs we meet; GPUs: 3 x L2 */
-
-typedef struct gemm_run {
-    const bench_options *options;
-    bench_report        *report;
-    qe_device           *device;
-    qe_device_info       info;
-    qe_pool             *pool;
-    bench_roof_meter    *meter;
-    bench_cuda          *cuda;                 /* NULL on the CPU; so are the next two */
-    bench_gpu_meter     *gpu_meter;
-    bench_cublaslt      *blas;
-    int32_t              io_type;              /* of x and y */
-    const qk_backend    *backend;
-    qk_device            facts;
-    qk_queue             queue;
-    const bench_scheme  *scheme;
-    qe_quant             quant;
-    qe_act               act;
-    int64_t              n, k;
-    qe_qtensor           weight;
-    void                *block;
-    qe_linear           *copies[COPIES_MAX];
-    int                  copies_count, turn;
-    float               *dense;                /* the weight in FP32, for the baseline */
-    bool                 failed_check;
-} gemm_run;
-
-/* Buffers of one m; `dev_` ones lie where the backend works. x and y are exactly what those hold. */
-typedef struct gemm_buffers {
-    float    *x, *y;
-    uint16_t *half;                            /* staging where x and y are float16 */
-    void     *dev_x, *dev_y, *workspace;
-    size_t    workspace_bytes;
-    int64_t   m;
-    gemm_run *run;
-} gemm_buffers;
 
 static size_t io_bytes(const gemm_run *run) { return run->io_type == QE_CODE_F16 ? 2 : 4; }
 
-static void buffers_free(gemm_run *run, gemm_buffers *b) {
+void bench_buffers_free(gemm_run *run, gemm_buffers *b) {
     free(b->x), free(b->y), free(b->half);
     run->backend->release(&run->facts, b->dev_x);
     run->backend->release(&run->facts, b->dev_y);
     run->backend->release(&run->facts, b->workspace);
 }
 
-static qe_status buffers_make(gemm_run *run, int64_t m, gemm_buffers *b, qe_error *err) {
+qe_status bench_buffers_make(gemm_run *run, int64_t m, gemm_buffers *b, qe_error *err) {
     size_t x_count = (size_t)(m * run->k), y_count = (size_t)(m * run->n), bytes = io_bytes(run);
     memset(b, 0, sizeof *b);
     b->m = m, b->run = run;
@@ -91,7 +53,7 @@ static qe_status read_back(gemm_run *run, gemm_buffers *b, const void *from, qe_
 }
 
 /* bench_enqueue: one call with the next copy of the weight. */
-static qe_status enqueue(void *ctx, void *stream, qe_error *err) {
+qe_status bench_gemm_enqueue(void *ctx, void *stream, qe_error *err) {
     gemm_buffers  *b = ctx;
     gemm_run      *run = b->run;
     qe_linear_args args = {.struct_size = sizeof args, .m = b->m, .x = b->dev_x, .ldx = run->k, .x_type = run->io_type,
@@ -102,7 +64,7 @@ static qe_status enqueue(void *ctx, void *stream, qe_error *err) {
 }
 
 static qe_status call(gemm_run *run, gemm_buffers *b, qe_error *err) {
-    QE_TRY(enqueue(b, run->queue.stream, err));
+    QE_TRY(bench_gemm_enqueue(b, run->queue.stream, err));
     return run->backend->wait(&run->queue, err);
 }
 
@@ -133,7 +95,7 @@ static void progress(const gemm_run *run, int64_t m, int round) {
 }
 
 /* One sample: `calls` calls, at least 200 us of them, so that the clock and the wake-up do not matter. */
-static qe_status sample(gemm_run *run, gemm_buffers *b, int calls, double *us, qe_error *err) {
+qe_status bench_sample(gemm_run *run, gemm_buffers *b, int calls, double *us, qe_error *err) {
     double begin = bench_now_us();
     for (int i = 0; i < calls; i++) QE_TRY(call(run, b, err));
     *us = (bench_now_us() - begin) / calls;
@@ -143,7 +105,7 @@ static qe_status sample(gemm_run *run, gemm_buffers *b, int calls, double *us, q
 static qe_status time_cpu(gemm_run *run, gemm_buffers *b, gemm_times *t, qe_error *err) {
     double      first;
     bench_roofs roofs = {.read_gbps = NAN, .int8_tops = NAN, .fp32_tflops = NAN};
-    QE_TRY(sample(run, b, 1, &first, err));
+    QE_TRY(bench_sample(run, b, 1, &first, err));
     int calls = first < 200 ? (int)(200 / (first > 1 ? first : 1)) + 1 : 1;
     t->baseline = run->dense && strcmp(run->options->baseline, "openblas-f32") == 0;
     t->roofs = run->meter != NULL;
@@ -151,7 +113,7 @@ static qe_status time_cpu(gemm_run *run, gemm_buffers *b, gemm_times *t, qe_erro
         progress(run, b->m, i);
         if (run->meter) bench_roof_measure(run->meter, &roofs);
         t->memory[i] = roofs.read_gbps, t->peak[i] = run->act.mode == QE_ACT_FLOAT ? roofs.fp32_tflops : roofs.int8_tops;
-        QE_TRY(sample(run, b, calls, &t->ours[i], err));
+        QE_TRY(bench_sample(run, b, calls, &t->ours[i], err));
         double begin = bench_now_us();
         if (t->baseline) bench_openblas_gemm(b->m, run->n, run->k, b->x, run->dense, b->y);
         t->base[i] = bench_now_us() - begin;
@@ -186,7 +148,7 @@ static qe_status make_blas(gemm_run *run, gemm_buffers *b, qe_error *err) {
     return status;
 }
 
-static qe_status graph_of(gemm_run *run, bench_enqueue *enqueue_one, void *ctx, int copies, bench_graph **out, qe_error *err) {
+qe_status bench_graph_of(gemm_run *run, bench_enqueue *enqueue_one, void *ctx, int copies, bench_graph **out, qe_error *err) {
     bench_graph *probe;
     double       us;
     QE_TRY(bench_cuda_record(run->cuda, enqueue_one, ctx, copies, &probe, err));
@@ -205,9 +167,9 @@ static qe_status time_cuda(gemm_run *run, gemm_buffers *b, gemm_times *t, qe_err
     t->baseline = run->dense && strcmp(run->options->baseline, "cublaslt-f16") == 0;
     t->roofs = run->gpu_meter != NULL;
     qe_status status = t->baseline ? make_blas(run, b, err) : QE_OK;
-    if (!status) status = graph_of(run, enqueue, b, run->copies_count, &ours, err);
+    if (!status) status = bench_graph_of(run, bench_gemm_enqueue, b, run->copies_count, &ours, err);
     if (!status && t->baseline)
-        status = graph_of(run, bench_cublaslt_enqueue, run->blas, bench_cublaslt_copies(run->blas), &base, err);
+        status = bench_graph_of(run, bench_cublaslt_enqueue, run->blas, bench_cublaslt_copies(run->blas), &base, err);
     for (int i = 0; i < run->options->rounds && !status; i++) {
         progress(run, b->m, i);
         status = bench_gpu_meter_measure(run->gpu_meter, &roofs, err);
@@ -257,6 +219,7 @@ static qe_status one_m(gemm_run *run, int64_t m, qe_error *err) {
                run->info.isa);
         return qe_linear_explain(run->copies[0], m, tell, NULL, err);
     }
+    if (run->options->tune) return bench_tune(run, m, err);
     bench_result r = bench_result_new("gemm");
     gemm_buffers b;
     snprintf(r.backend, sizeof r.backend, "%s", run->backend->name);
@@ -264,10 +227,10 @@ static qe_status one_m(gemm_run *run, int64_t m, qe_error *err) {
     snprintf(r.scheme, sizeof r.scheme, "%s", run->scheme->name);
     snprintf(r.device, sizeof r.device, "%s", run->info.name);
     r.m = m, r.n = run->n, r.k = run->k, r.group = run->quant.group_k, r.threads = run->info.threads;
-    qe_status status = buffers_make(run, m, &b, err);
+    qe_status status = bench_buffers_make(run, m, &b, err);
     if (!status) status = check(run, &b, &r, err);
     if (!status && !run->options->check) status = time_rounds(run, &b, &r, err);
-    buffers_free(run, &b);
+    bench_buffers_free(run, &b);
     if (!status) bench_report_add(run->report, &r);
     return status;
 }
@@ -328,7 +291,7 @@ static int open_cuda(gemm_run *run) {
     run->cuda = bench_cuda_create(run->info.ordinal, &err);
     if (!run->cuda) return bench_fail(&err);
     run->queue.stream = bench_cuda_stream(run->cuda);
-    if (run->options->check) return BENCH_OK;
+    if (run->options->check || run->options->tune) return BENCH_OK;
     return bench_gpu_meter_create(run->cuda, &run->gpu_meter, &err) ? bench_fail(&err) : BENCH_OK;
 }
 
@@ -336,6 +299,7 @@ int bench_gemm(const bench_options *options, bench_report *report) {
     gemm_run run = {.options = options, .report = report, .io_type = QE_CODE_F32};
     qe_error err;
     if (options->gpu) return bench_explain_gpu(options);
+    if (options->tune && bench_tune_open(options->cache, &err)) return bench_fail(&err);
     int code = bench_device(options, &run.device);
     if (code) return code;
     qe_device_get_info(run.device, &run.info);
@@ -345,7 +309,7 @@ int bench_gemm(const bench_options *options, bench_report *report) {
         code = bench_fail(&err);
     } else if (run.info.backend == QE_BACKEND_CUDA) {
         code = open_cuda(&run);
-    } else if (!options->explain && !options->check) {
+    } else if (!options->explain && !options->check && !options->tune) {
         if (qe_pool_create(run.info.threads, &run.pool, &err)) code = bench_fail(&err);
         if (!code) run.meter = bench_roof_create(run.pool, run.info.threads);
         bench_openblas_threads(run.info.threads);

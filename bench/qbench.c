@@ -9,10 +9,13 @@ static const char usage[] =
     "usage: qbench roofline [--threads T]\n"
     "       qbench gemm  [--backend auto|cpu|cuda|ref] [--scheme LIST] [--shape NAME|NxK] [--m LIST] [--group G]\n"
     "                    [--baseline openblas-f32|cublaslt-f16|none] [--threads T] [--rounds R] [--check] [--warm]\n"
+    "       qbench tune  --cache FILE [--backend auto|cpu|cuda] [--scheme LIST] [--shape NAME|NxK] [--m LIST] [--group G]\n"
+    "                    [--threads T] [--rounds R] [--warm]   the fastest of the plans that give the same bits, into FILE\n"
     "       qbench model -m PATH [--prompt 512] [--gen 128] [--batch LIST] [--threads T] [--backend ...]\n"
     "                    [--quantize RECIPE]\n"
     "       qbench [gemm ...] --explain [--gpu a100|l40s|h100|h200|b200]   why each layout and kernel was chosen or refused,\n"
     "                    here, or on a GPU that need not be here\n"
+    "gemm, model and --explain take --cache FILE: the plans that tune found\n"
     "results: a table on stdout; --json FILE (one object per line), --csv FILE, --md FILE; --commit TEXT is recorded\n";
 
 static int bad(const char *what, const char *value) {
@@ -91,6 +94,7 @@ static int parse(int argc, char **argv, bench_options *o) {
         {.name = "--json", .text = &o->json},         {.name = "--csv", .text = &o->csv},
         {.name = "--md", .text = &o->md},             {.name = "--commit", .text = &o->commit},
         {.name = "--gpu", .text = &o->gpu},           {.name = "--quantize", .text = &o->quantize},
+        {.name = "--cache", .text = &o->cache},
         {.name = "-m", .text = &o->model},            {.name = "--check", .flag = &o->check},
         {.name = "--warm", .flag = &o->warm},         {.name = "--explain", .flag = &o->explain},
         {.name = "--group", .value = &o->group, .lo = 16, .hi = 65536},
@@ -99,7 +103,7 @@ static int parse(int argc, char **argv, bench_options *o) {
         {.name = "--prompt", .value = &o->prompt, .lo = 1, .hi = 1 << 24},
         {.name = "--gen", .value = &o->gen, .lo = 0, .hi = 1 << 24},
     };
-    static const char *const modes[] = {"roofline", "gemm", "model", NULL};
+    static const char *const modes[] = {"roofline", "gemm", "tune", "model", NULL};
     static const char *const backends[] = {"auto", "cpu", "cuda", "ref", NULL};
     static const char *const baselines[] = {"openblas-f32", "cublaslt-f16", "none", NULL};
     for (int i = 1; i < argc; i++) {
@@ -116,6 +120,10 @@ static int parse(int argc, char **argv, bench_options *o) {
     if (!one_of(o->backend, backends)) return bad("unknown backend", o->backend);
     if (!one_of(o->baseline, baselines)) return bad("unknown baseline", o->baseline);
     if (strcmp(o->mode, "model") == 0 && !o->model) return bad("the model mode needs", "-m PATH");
+    o->tune = strcmp(o->mode, "tune") == 0;
+    if (o->tune && !o->cache) return bad("the tune mode needs", "--cache FILE");
+    if (o->tune && (o->explain || o->check || strcmp(o->baseline, "none") != 0))
+        return bad("the tune mode only tunes:", "no --explain, --check and --baseline");
     if (strcmp(o->baseline, "openblas-f32") == 0 && !bench_openblas_core()) return bad("built without", o->baseline);
     if (o->gpu && !o->explain) return bad("--gpu goes with --explain:", o->gpu);
     if (strcmp(o->baseline, "cublaslt-f16") == 0) {
@@ -125,10 +133,17 @@ static int parse(int argc, char **argv, bench_options *o) {
     return BENCH_OK;
 }
 
+static void warn(void *ctx, qe_log_level level, const char *line) {
+    (void)ctx;
+    if (level == QE_LOG_WARNING) fprintf(stderr, "qbench: %s\n", line);
+}
+
 int bench_device(const bench_options *options, qe_device **out) {
     static const struct { const char *name; int32_t backend; } names[] = {
         {"auto", QE_BACKEND_AUTO}, {"ref", QE_BACKEND_REF}, {"cpu", QE_BACKEND_CPU}, {"cuda", QE_BACKEND_CUDA}};
-    qe_device_options o = {.struct_size = sizeof o, .threads = options->threads};
+    static const qe_log warnings = {.write = warn};
+    qe_device_options o = {.struct_size = sizeof o, .threads = options->threads,
+                           .tuning = options->cache, .log = &warnings};
     qe_error          err;
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strcmp(options->backend, names[i].name) == 0) o.backend = names[i].backend;
@@ -155,7 +170,7 @@ int main(int argc, char **argv) {
     code = bench_report_open(&report, &o);
     if (code) return code;
     if (strcmp(o.mode, "roofline") == 0) code = bench_roofline(&o, &report);
-    if (strcmp(o.mode, "gemm") == 0) code = bench_gemm(&o, &report);
+    if (strcmp(o.mode, "gemm") == 0 || o.tune) code = bench_gemm(&o, &report);
     if (strcmp(o.mode, "model") == 0) code = bench_model(&o, &report);
     int closed = bench_report_close(&report);
     return code ? code : closed;

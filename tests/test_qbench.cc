@@ -31,7 +31,8 @@ TEST_F(Qbench, UsageErrorsExitWithTwo) {
     for (const char *arguments : {"", "nonsense", "gemm model", "gemm --m 0", "gemm --m 1,,2", "gemm --m", "gemm --scheme w3a3",
                                   "gemm --shape nothing", "gemm --shape 0x5", "gemm --backend tpu", "gemm --group 1", "model",
                                   "gemm --threads 0", "gemm --baseline mkl", "gemm --unknown", "model -m x --batch 0",
-                                  "gemm --baseline cublaslt-f16 --backend cpu", "gemm --gpu h100"}) {
+                                  "gemm --baseline cublaslt-f16 --backend cpu", "gemm --gpu h100", "tune", "tune --cache",
+                                  "tune --cache x --explain", "tune --cache x --check"}) {
         Outcome run = qbench(arguments);
         EXPECT_EQ(run.code, 2) << arguments << "\n" << run.err;
         EXPECT_FALSE(run.err.empty()) << arguments;
@@ -133,6 +134,46 @@ TEST_F(Qbench, ExplainNamesTheChosenAndWhyNotTheOthers) {
     Outcome run = qbench("--explain --shape 256x256 --m 1 --scheme q4_k");
     EXPECT_EQ(run.code, 0) << run.err;
     EXPECT_NE(run.out.find("chosen"), std::string::npos) << run.out;
+}
+
+TEST_F(Qbench, TuneFillsACacheThatOthersUse) {
+    qe_test::TempFolder folder;
+    const std::string cache = " --cache " + folder.file("cache"), problem = " --backend cpu --scheme w8a8,q4_k --shape 96x512 --m 1,16 --warm";
+    Outcome first = qbench("tune --threads 2 --rounds 3" + problem + cache), second = qbench("tune --threads 2 --rounds 3" + problem + cache);
+    for (const Outcome &run : {first, second}) {
+        EXPECT_EQ(run.code, 0) << run.err;
+        EXPECT_TRUE(run.err.empty()) << run.err;
+        int old_lines = 0, new_lines = 0;
+        for (size_t at = 0; (at = run.out.find("\n  old ", at)) != std::string::npos; at++) old_lines++;
+        for (size_t at = 0; (at = run.out.find("times as fast as old", at)) != std::string::npos; at++) new_lines++;
+        EXPECT_EQ(old_lines, 4) << run.out;
+        EXPECT_EQ(new_lines, 4) << run.out;
+    }
+    EXPECT_EQ(first.out.find("old tuned"), std::string::npos) << first.out;
+    EXPECT_EQ(second.out.find("old untuned"), std::string::npos) << second.out;
+    json_error_t error;
+    json_t *doc = json_load_file(folder.file("cache").c_str(), 0, &error);
+    ASSERT_NE(doc, nullptr) << error.text;
+    EXPECT_EQ(json_array_size(json_object_get(doc, "entries")), 4u);
+    json_decref(doc);
+    Outcome explained = qbench("gemm --explain --threads 2" + problem + cache), other = qbench("gemm --explain --threads 1" + problem + cache);
+    EXPECT_NE(explained.out.find("tuned: cpu/panel instance 0"), std::string::npos) << explained.out;
+    EXPECT_EQ(other.out.find("tuned:"), std::string::npos) << "other threads are another device";
+}
+TEST_F(Qbench, TuneSaysWhereThereIsNothingToChooseOrToWrite) {
+    qe_test::TempFolder folder;
+    const std::string problem = "tune --backend cpu --scheme w8a8 --shape 96x512 --m 1 --cache ";
+    Outcome one = qbench(problem + folder.file("cache") + " --threads 1");
+    EXPECT_EQ(one.code, 0) << one.err;
+    EXPECT_NE(one.out.find("one plan, nothing to choose"), std::string::npos) << one.out;
+    folder.write("letters", std::string("my letters"));
+    for (const std::string &path : {folder.file("no/such/cache"), folder.path(), folder.file("letters")}) {
+        Outcome run = qbench(problem + path);
+        EXPECT_EQ(run.code, 1) << path;
+        EXPECT_EQ(std::count(run.err.begin(), run.err.end(), '\n'), 1) << run.err;
+        EXPECT_TRUE(run.out.empty()) << run.out;
+    }
+    EXPECT_EQ(qe_test::read_file(folder.file("letters")), "my letters");
 }
 
 TEST_F(Qbench, TinyModel) {

@@ -19,6 +19,10 @@ void      qe_os_write_close(int fd);                                     /* nega
 qe_status qe_os_make_folder(const char *path, qe_error *err);            /* exists: QE_E_STATE */
 qe_status qe_os_rename(const char *from, const char *to, qe_error *err); /* and the folder that holds both is synced */
 qe_status qe_os_sync_folder(const char *path, qe_error *err);
+/* Waits until no other holds the folder of `path`; qe_os_write_close(*fd) frees it. On file systems without locks nobody
+ * waits: *fd is then -1. */
+qe_status qe_os_lock_folder(const char *path, int *fd, qe_error *err);
+uint64_t  qe_os_unique(void);                                            /* no two in this machine's live processes */
 bool      qe_os_exists(const char *path);
 void      qe_os_remove(const char *path);                                /* a file, or a folder of files; errors do not matter */
 #endif

@@ -1,11 +1,14 @@
 /* Writing, over POSIX. */
+#define _DEFAULT_SOURCE
 #define _POSIX_C_SOURCE 200809L
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -90,14 +93,38 @@ qe_status qe_os_sync_folder(const char *path, qe_error *err) {
     return status;
 }
 
+static void parent_of(const char *path, char parent[PATH_ROOM]) {
+    snprintf(parent, PATH_ROOM, "%s", path);
+    char *slash = strrchr(parent, '/');
+    if (!slash) snprintf(parent, PATH_ROOM, ".");
+    else slash[slash == parent] = 0;
+}
+
 qe_status qe_os_rename(const char *from, const char *to, qe_error *err) {
     char parent[PATH_ROOM];
     if (rename(from, to)) return fail(to, "rename into place", errno, err);
-    snprintf(parent, sizeof parent, "%s", to);
-    char *slash = strrchr(parent, '/');
-    if (!slash) snprintf(parent, sizeof parent, ".");
-    else slash[slash == parent] = 0;
+    parent_of(to, parent);
     return qe_os_sync_folder(parent, err);
+}
+
+qe_status qe_os_lock_folder(const char *path, int *fd, qe_error *err) {
+    char parent[PATH_ROOM];
+    parent_of(path, parent);
+    *fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (*fd < 0) return fail(parent, "open", errno, err);
+    int code;
+    do code = flock(*fd, LOCK_EX);
+    while (code && errno == EINTR);
+    if (code) {
+        close(*fd);
+        *fd = -1;
+    }
+    return QE_OK;
+}
+
+uint64_t qe_os_unique(void) {
+    static atomic_uint next;
+    return (uint64_t)getpid() << 32 | atomic_fetch_add(&next, 1);
 }
 
 bool qe_os_exists(const char *path) {

@@ -7,6 +7,7 @@
 
 #include "base/log.h"
 #include "base/os.h"
+#include "run/tuning.h"
 
 static const struct {
     const char *name;
@@ -121,6 +122,13 @@ static qe_status create_threads(qe_device *d, const qe_device_options *o, qe_err
     return o->flags & QE_DEVICE_PIN_THREADS ? qe_pool_pin(d->pool, err) : QE_OK;
 }
 
+/* A cache that cannot be used costs speed alone. */
+static void load_tuning(qe_device *d, const char *path) {
+    qe_error err;
+    if (!path || !qe_tuning_read(path, &d->tuning, &err)) return;
+    qe_log_line(&d->log, QE_LOG_WARNING, "tuning cache %s is not used: %s", path, err.message);
+}
+
 qe_status qe_device_create(const qe_device_options *options, qe_device **out, qe_error *err) {
     qe_device_options o;
     if (!out) return qe_error_set(err, QE_E_ARGUMENT, "out is NULL");
@@ -136,6 +144,7 @@ qe_status qe_device_create(const qe_device_options *options, qe_device **out, qe
         qe_device_destroy(d);
         return status;
     }
+    load_tuning(d, o.tuning);
     if (d->facts.backend == QK_REF || (d->facts.backend == QK_CPU && !d->facts.isa))
         qe_log_line(&d->log, QE_LOG_WARNING, "no vector instructions in use: running scalar kernels");
     *out = d;
@@ -145,6 +154,7 @@ qe_status qe_device_create(const qe_device_options *options, qe_device **out, qe
 void qe_device_destroy(qe_device *device) {
     if (!device) return;
     qe_pool_destroy(device->pool);
+    qe_tuning_free(device->tuning);
     free(device);
 }
 

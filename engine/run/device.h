@@ -21,6 +21,7 @@ struct qe_device {
     qe_executor       executor;
     qe_allocator      allocator;      /* alloc NULL: the backend's own */
     qe_log            log;
+    struct qe_tuning *tuning;         /* of the cache asked for; NULL: none */
 };
 
 /* A queue on the caller's stream; valid as long as the device. */

@@ -6,6 +6,7 @@
 
 #include <qengine/num.h>
 #include "run/engine_internal.h"
+#include "run/tuning.h"
 
 typedef struct pass {
     qe_engine       *e;
@@ -33,7 +34,7 @@ static qe_status plan(qe_engine *e, qe_packed *w, int64_t m, qk_x *x, qe_error *
         gemm.y_type = QE_CODE_F32;
         gemm.flags = w->bias.data ? QK_GEMM_BIAS : 0;
         w->planned_m = 0;
-        QE_TRY(qk_gemm_plan(device, &gemm, &w->plan, NULL, NULL, err));
+        QE_TRY(qe_tuning_plan(e->device, &gemm, &w->plan, err));
         w->planned_m = m;
     }
     QE_TRY(qe_block_grow(e->device, w->plan.workspace_bytes, &e->scratch.gemm, err));

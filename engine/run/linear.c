@@ -116,7 +116,7 @@ static qe_status set_up(qe_linear *l, const qe_qtensor *form, const qe_linear_op
         l->bias = p;
         QE_TRY(status);
     }
-    return QE_OK;
+    return qe_linear_choose(l, err);
 }
 
 qe_status qe_linear_begin(qe_device *device, const qe_qtensor *form, const qe_linear_options *options,
@@ -153,6 +153,7 @@ void qe_linear_destroy(qe_linear *l) {
     qe_device_release(l->device, (void *)(uintptr_t)l->weight.col_scale, k * sizeof(float));
     qe_device_release(l->device, l->bias, n * sizeof(float));
     qe_requant_end(&l->requant, l->device);
+    free(l->choices);
     free(l->have);
     free(l);
 }
@@ -202,18 +203,10 @@ typedef struct run_plan {
 } run_plan;
 
 static qe_status plan_run(const qe_linear *l, int64_t m, int32_t x_type, int32_t y_type, run_plan *out,
-                          qk_reason *reasons, void *ctx, qe_error *err) {
+                          qe_error *err) {
     qk_gemm g;
-    memset(&g, 0, sizeof g);
-    if (x_type == QE_CODE_INT) x_type = QE_CODE_F32;        /* of float inputs alone */
-    out->x_bytes = qk_x_bytes(&l->device->facts, &l->weight.shape, m, x_type, &out->x);
-    out->x_bytes = (out->x_bytes + 255) & ~(size_t)255;
-    g.w = l->weight.shape;
-    g.x = out->x.quant;
-    g.m = m;
-    g.y_type = y_type;
-    g.flags = l->gemm_flags;
-    return qk_gemm_plan(&l->device->facts, &g, &out->plan, reasons, ctx, err);
+    out->x_bytes = qe_linear_problem(l, m, x_type, y_type, &g, &out->x);
+    return qe_linear_plan(l, &g, &out->plan, err);
 }
 
 /* Floats, or codes of the linear's own grid where nothing comes before them. */
@@ -226,7 +219,7 @@ static bool takes(const qe_linear *l, int32_t x_type) {
 size_t qe_linear_workspace(const qe_linear *l, int64_t m, int32_t x_type) {
     run_plan p;
     if (!l || m < 1 || !takes(l, x_type) || m > INT32_MAX) return 0;
-    if (plan_run(l, m, x_type, l->y_type, &p, NULL, NULL, NULL)) return 0;
+    if (plan_run(l, m, x_type, l->y_type, &p, NULL)) return 0;
     return p.x_bytes + (size_t)p.plan.workspace_bytes;
 }
 
@@ -255,7 +248,7 @@ static qe_status check_args(const qe_linear *l, const qe_linear_args *a, int32_t
 
 static qe_status run(const qe_linear *l, const qe_linear_args *a, int32_t y_type, qe_error *err) {
     run_plan p;
-    QE_TRY(plan_run(l, a->m, a->x_type, y_type, &p, NULL, NULL, err));
+    QE_TRY(plan_run(l, a->m, a->x_type, y_type, &p, err));
     size_t need = p.x_bytes + (size_t)p.plan.workspace_bytes;
     if (!a->workspace || a->workspace_bytes < need || (uintptr_t)a->workspace & 255)
         return qe_error_set(err, QE_E_ARGUMENT, "workspace of %zu bytes, %zu are needed, 256-byte aligned",
@@ -294,18 +287,4 @@ qe_status qe_linear_run(const qe_linear *l, const qe_linear_args *args, qe_error
     qe_status status = run(l, args, y_type, err);
     qe_fp_leave(fp);
     return status;
-}
-
-/* ---- explaining -------------------------------------------------------------------------------------------------- */
-qe_status qe_linear_explain(const qe_linear *l, int64_t m, qe_explain *tell, void *ctx, qe_error *err) {
-    run_plan p;
-    if (!l || !tell || m < 1 || m > INT32_MAX) return qe_error_set(err, QE_E_ARGUMENT, "linear, tell or m is missing");
-    const qk_shape *s = &l->weight.shape;
-    qk_shape asked = *s;
-    asked.layout = NULL;
-    qk_layout_choose(&l->device->facts, &asked, tell, ctx);
-    tell(ctx, s->layout->name, NULL);
-    QE_TRY(plan_run(l, m, QE_CODE_F32, l->y_type, &p, tell, ctx, err));
-    tell(ctx, p.plan.row->name, NULL);
-    return QE_OK;
 }

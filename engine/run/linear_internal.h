@@ -1,9 +1,11 @@
-/* linear_internal.h -- a linear, while its bands arrive (linear_pack.c) and when it runs (linear.c). */
+/* linear_internal.h -- a linear, while its bands arrive (linear_pack.c), when it runs (linear.c), and which of its plans
+ * the device's tuning cache chose (linear_tuning.c). */
 #ifndef QE_LINEAR_INTERNAL_H
 #define QE_LINEAR_INTERNAL_H
 #include <stdatomic.h>
 
 #include "run/linear_requant.h"
+#include "run/linear_tuning.h"
 
 struct qe_linear {
     qe_device    *device;
@@ -20,5 +22,8 @@ struct qe_linear {
     atomic_bool   head_taken;
     bool          checked;              /* the caller's whole tensor was scanned already */
     bool          finished;
+    qe_linear_choice *choices;          /* the cache's, for this linear */
+    int32_t       choice_count;
+    const qk_tuning *forced;            /* whoever measures: this plan at every m */
 };
 #endif

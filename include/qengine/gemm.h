@@ -46,7 +46,13 @@ typedef struct qe_device_options {
     const qe_executor  *executor;     /* NULL: a pool of the device's own; given: `threads` must be 0 */
     const qe_allocator *allocator;    /* NULL: the backend's own */
     const qe_log       *log;          /* NULL: silence */
+    const char         *tuning;       /* path of a tuning cache, or NULL */
 } qe_device_options;
+/* The tuning cache is a file that `qbench tune` fills: for a device, scheme, shape and number of tokens (up to the next
+ * power of two) the fastest of the plans that give the same bits. It is read once, when the device is created, and its
+ * path not kept. No file there yet is no error. One that cannot be used (unreadable, cut short, damaged, of another
+ * version, measured with other kernels) is one warning in the log, then no tuning; an entry that does not fit its problem
+ * counts as none. Results never depend on it, workspaces may: ask qe_linear_workspace() of the linear that will run. */
 /* Bind each thread of the pool to a core of its own, the first being left to the caller's thread, which is never bound.
  * QE_E_ARGUMENT with more threads than CPUs. Never done unasked. */
 enum { QE_DEVICE_PIN_THREADS = 1 };
@@ -125,8 +131,8 @@ typedef struct qe_linear_args {
 /* m 0 is fine. Argument errors leave y untouched. */
 QE_API qe_status qe_linear_run(const qe_linear *linear, const qe_linear_args *args, qe_error *err);
 
-/* Calls back for each layout and kernel considered for m tokens, in order: `why` is the reason it was refused, NULL for
- * the one chosen. */
+/* Calls back for each layout and kernel considered for m tokens of the output's type, in order: `why` is the reason it was
+ * refused ("tuned: ..." where the tuning cache chose another plan), NULL for the one chosen. */
 typedef void qe_explain(void *ctx, const char *name, const char *why);
 QE_API qe_status qe_linear_explain(const qe_linear *linear, int64_t m, qe_explain *tell, void *ctx, qe_error *err);
 
