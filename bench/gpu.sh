@@ -90,6 +90,7 @@ must_fail conformance-planted 1 "$bin/ptx_conformance_gpu" --plant
 
 step test-prepare "$bin/test_cuda_prepare_gpu" --gtest_brief=1
 step test-requant "$bin/test_cuda_requant_gpu" --gtest_brief=1
+step test-fake-quant "$bin/test_cuda_fake_quant_gpu" --gtest_brief=1
 for shard in 0 1 2 3; do
     step "test-gemm-$shard" env GTEST_TOTAL_SHARDS=4 GTEST_SHARD_INDEX=$shard QE_TEST_SHAPES=300 \
         "$bin/test_cuda_gemm_gpu" --gtest_brief=1

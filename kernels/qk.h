@@ -283,6 +283,18 @@ qe_status qk_ref_rope_append(const qk_rope *r, const qk_attention *a, const qk_q
 size_t    qk_ref_attention_bytes(const qk_device *device, const qk_attention *a);
 qe_status qk_ref_attention(const qk_attention *a, const qk_queue *q, qe_error *err);
 
+/* ---- fake quantization (quantize.h), for backends whose memory the host cannot reach ------------------------------- */
+typedef struct qk_fake_quant {
+    int64_t       n, k;
+    int32_t       group_n, group_k, low, high;
+    const float  *scale, *zero;
+    int32_t       type, lsq_scaled;             /* qe_code of x, dy, out */
+    const void   *x, *dy;                       /* dy NULL: forward */
+    void         *out;
+    double       *dscale, *dzero;
+    void         *workspace;
+} qk_fake_quant;
+
 /* ---- backends ---------------------------------------------------------------------------------------------------- */
 typedef struct qk_backend {
     const char *name;
@@ -297,6 +309,8 @@ typedef struct qk_backend {
     const qk_row    *const *rows;                                     /* likewise */
     qk_ops      ops;
     bool        linears_only;                                         /* no whole models: only prepare and GEMM work */
+    size_t    (*fake_quant_bytes)(const qk_fake_quant *f);            /* both NULL: the host's own functions do it */
+    qe_status (*fake_quant)(const qk_fake_quant *f, const qk_queue *q, qe_error *err);
 } qk_backend;
 const qk_backend *qk_backend_of(int32_t id);                          /* NULL if not linked in */
 /* Each lives in its own folder. The registry refers to them weakly, so a build or a test may leave one out. */

@@ -31,6 +31,7 @@ program "$work/bin/ptx_conformance_gpu" 'if [ "${1:-}" = --plant ]; then exit 1;
 program "$work/bin/test_cuda_prepare_gpu" 'exit 0'
 program "$work/bin/test_cuda_gemm_gpu" 'exit 0'
 program "$work/bin/test_cuda_requant_gpu" 'exit 0'
+program "$work/bin/test_cuda_fake_quant_gpu" 'exit 0'
 program "$work/bin/planted_faults" 'exit 0'
 program "$work/path/compute-sanitizer" 'case "$*" in *planted_faults*) exit 9 ;; esac'
 program "$work/path/python3" 'case "$1" in *gpu_peers.py) echo "no torch"; exit 3 ;; esac

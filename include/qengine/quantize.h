@@ -237,6 +237,25 @@ QE_API qe_status qe_fake_quantize_forward(const qe_fake_quant *f, const float *x
 QE_API qe_status qe_fake_quantize_backward(const qe_fake_quant *f, const float *x, const float *dy, int32_t lsq_scaled,
                                            float *dx, double *dscale, double *dzero, qe_error *err);
 
+/* The same where a trainer's tensors are: on CUDA all pointers, those of f too, are the device's, and the work is enqueued
+ * on the stream; elsewhere they are the host's, and the call returns when all is written. Computed in fp32 from x and dy
+ * of `type`, rounded once to it. Sums in float64, in an order of their own that no run changes. A scale that is not
+ * positive and finite is QE_E_VALUE on the host; on CUDA it makes its group's out and gradients NaN. */
+typedef struct qe_fake_quant_run {
+    size_t      struct_size;
+    int32_t     type;              /* of x, dy and out: QE_CODE_F32, F16 or BF16 */
+    int32_t     lsq_scaled;
+    const void *x, *dy;            /* [n][k]. dy NULL: forward; else backward */
+    void       *out;               /* [n][k]: y, or dx; may be x or dy itself */
+    double     *dscale, *dzero;    /* backward: added to; NULL: not wanted */
+    void       *workspace;         /* backward: qe_fake_quantize_workspace() bytes, 256-byte aligned */
+    size_t      workspace_bytes;
+    void       *stream;            /* cudaStream_t; NULL on the CPU */
+} qe_fake_quant_run;
+QE_API size_t    qe_fake_quantize_workspace(const qe_device *device, const qe_fake_quant *f);   /* may be 0 */
+QE_API qe_status qe_fake_quantize_run(const qe_device *device, const qe_fake_quant *f, const qe_fake_quant_run *run,
+                                      qe_error *err);
+
 /* ---- static requantization (quantization.md 7.6) ----------------------------------------------------------------- */
 typedef struct qe_requant {
     float   multiplier;                /* float(double(s_x) * s_w / s_y) */

@@ -44,4 +44,6 @@ const qk_backend qk_cuda_backend = {
     rows,
     {x_bytes, qk_cuda_prepare, embed, rope_append, attention_bytes, attention},
     true,
+    qk_cuda_fake_quant_bytes,
+    qk_cuda_fake_quant,
 };

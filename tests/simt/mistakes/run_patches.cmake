@@ -1,4 +1,4 @@
-# Applies each patch of patches/ to a copy of kernels/cuda, builds mistaken_w4.cc or mistaken_rows.cc from it with the hooks of the race
+# Applies each patch of patches/ to a copy of kernels/cuda, builds mistaken_w4.cc, mistaken_rows.cc or mistaken_fake.cc from it with the hooks of the race
 # flavour, and demands that the run fails; a patch that does not apply fails the test, and without a patch every kernel
 # must pass. The first line of a patch says which kernel it concerns and what is wrong.
 # -DCXX, SIMT, ROOT, WORK, OBJECTS (the emulator and the packers, comma separated).
@@ -8,6 +8,8 @@ list(FILTER mistaken_w4_objects INCLUDE REGEX "/simt_[a-z]+\\.cc|layout_cuda_w4\
 list(FILTER mistaken_w4_objects EXCLUDE REGEX "simt_device")
 set(mistaken_rows_objects ${all})
 list(FILTER mistaken_rows_objects INCLUDE REGEX "/simt_[a-z]+\\.cc|layout_cuda_(w8a8|wxa16)\\.c|cuda_device\\.c")
+set(mistaken_fake_objects ${mistaken_rows_objects})
+list(FILTER mistaken_fake_objects EXCLUDE REGEX "layout_cuda")
 file(GLOB sources ${ROOT}/kernels/cuda/*.cuh ${ROOT}/kernels/cuda/*.h ${ROOT}/kernels/cuda/*.cu)
 file(GLOB patches ${SIMT}/mistakes/patches/*.patch)
 list(LENGTH patches count)
@@ -22,6 +24,9 @@ function(build_and_run name kernel)
     if(kernel GREATER 100)
         set(program mistaken_rows)
     endif()
+    if(kernel GREATER_EQUAL 3000)
+        set(program mistaken_fake)
+    endif()
     execute_process(COMMAND ${CXX} -std=c++17 -O1 -g1 -fsanitize=thread -DSIMT_EMULATE -DKERNEL=${kernel}
         -Wno-unknown-pragmas -Wno-psabi -ffp-contract=off -I${dir} -I${SIMT}/include -I${SIMT} -I${ROOT}/kernels
         -I${ROOT}/include ${SIMT}/mistakes/${program}.cc ${${program}_objects} -o ${dir}/run -lpthread
@@ -34,7 +39,7 @@ function(build_and_run name kernel)
     set(output "${output}" PARENT_SCOPE)
 endfunction()
 
-foreach(kernel 80 90 16 880 891 892 893 895 1680 1684)
+foreach(kernel 80 90 16 880 891 892 893 895 1680 1684 3000)
     file(REMOVE_RECURSE ${WORK}/none_${kernel})
     file(COPY ${sources} DESTINATION ${WORK}/none_${kernel})
     build_and_run(none_${kernel} ${kernel})
