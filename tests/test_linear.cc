@@ -442,6 +442,29 @@ TEST(Linear, CreationRefusesBadInput) {
     EXPECT_EQ(l, nullptr);
 }
 
+// "Up to m tokens": plans of fewer tokens may want more, where k is split to fill the device.
+TEST(Linear, AWorkspaceServesFewerTokens) {
+    int calls = 0;
+    for (const Backend &b : backends) {
+        Device d(b.id);
+        if (!d.handle) continue;
+        for (const Scheme &s : {schemes[0], schemes[1], schemes[10]}) {
+            const int64_t n = b.id == QE_BACKEND_CUDA ? 8192 : 40, k = 1024;
+            Tensor t(s.weight, n, k, 5);
+            Linear l(d, t, s);
+            ASSERT_EQ(l.status, QE_OK) << l.err.message;
+            for (int64_t most : {2, 16, 17, 64, 65, 200, 1024, 5000}) {
+                size_t bytes = qe_linear_workspace(l.handle, most, QE_CODE_F16);
+                for (int64_t m = 1; m <= most; m += m < 1100 ? 1 : 37) {
+                    EXPECT_LE(qe_linear_workspace(l.handle, m, QE_CODE_F16), bytes) << b.name << " " << s.weight << " " << m << " of " << most;
+                    calls++;
+                }
+            }
+        }
+    }
+    EXPECT_GT(calls, 100);
+}
+
 TEST(Linear, HalfTypesAndResidual) {
     for (const Backend &b : backends) {
         Device d(b.id);

@@ -216,11 +216,29 @@ static bool takes(const qe_linear *l, int32_t x_type) {
     return w->shape.act.mode == QE_ACT_STATIC && !w->order && !w->col_scale && !w->hadamard;
 }
 
-size_t qe_linear_workspace(const qe_linear *l, int64_t m, int32_t x_type) {
+static size_t bytes_of(const qe_linear *l, int64_t m, int32_t x_type) {
     run_plan p;
-    if (!l || m < 1 || !takes(l, x_type) || m > INT32_MAX) return 0;
     if (plan_run(l, m, x_type, l->y_type, &p, NULL)) return 0;
     return p.x_bytes + (size_t)p.plan.workspace_bytes;
+}
+
+/* Fewer tokens may want more: where tiles do not fill the device k is split, and every split has sums of its own. Splits and
+ * tuning are constant up to whole tiles and powers of two, so those are looked at; beyond 8 waves no plan splits. */
+size_t qe_linear_workspace(const qe_linear *l, int64_t m, int32_t x_type) {
+    if (!l || m < 1 || !takes(l, x_type) || m > INT32_MAX) return 0;
+    size_t most = bytes_of(l, m, x_type);
+    if (!most) return 0;
+    for (int64_t less = 1; less < m; less *= 2) {
+        size_t bytes = bytes_of(l, less, x_type);
+        most = bytes > most ? bytes : most;
+    }
+    if (qe_device_is_host(l->device)) return most;
+    for (int64_t tile = 8, less = 8; tile <= 256; tile *= 2)
+        for (less = (less + tile - 1) / tile * tile; less < m && less <= tile * 8 * l->device->facts.units; less += tile) {
+            size_t bytes = bytes_of(l, less, x_type);
+            most = bytes > most ? bytes : most;
+        }
+    return most;
 }
 
 static qe_status check_args(const qe_linear *l, const qe_linear_args *a, int32_t y_type, qe_error *err) {
