@@ -112,7 +112,8 @@ class Llama(nn.Module):
 
     def forward(self, ids):
         dim, base = self.config["head_dim"], self.config["rope_parameters"]["rope_theta"]
-        angle = torch.outer(torch.arange(ids.shape[1]).float(), base ** (-torch.arange(0, dim, 2).float() / dim))
+        position, pair = (torch.arange(*r, device=ids.device).float() for r in ((ids.shape[1],), (0, dim, 2)))
+        angle = torch.outer(position, base ** (-pair / dim))
         cos, sin = (torch.cat((f(angle), f(angle)), -1) for f in (torch.cos, torch.sin))
         x = F.embedding(ids, self.embedding)
         for layer in self.layers:

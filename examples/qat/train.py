@@ -48,7 +48,7 @@ def perplexity(model, text):
     for at in range(0, len(ids), CONTEXT):
         window = ids[at:at + CONTEXT].unsqueeze(0)
         if window.shape[1] > 1:
-            total += model.loss(window).item() * (window.shape[1] - 1)
+            total += model.loss(window.to(model.head.device)).item() * (window.shape[1] - 1)
             count += window.shape[1] - 1
     return math.exp(total / count)
 
@@ -78,7 +78,7 @@ def run(model, ids, args, state_path):
         for group in optimizer.param_groups:
             group["lr"] = rate * group["share"]
         starts = torch.randint(0, len(ids) - CONTEXT, (args.batch,), generator=pick)
-        loss = model.loss(torch.stack([ids[s:s + CONTEXT] for s in starts]))
+        loss = model.loss(torch.stack([ids[s:s + CONTEXT] for s in starts]).to(args.device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -104,18 +104,19 @@ def main():
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda needs a library built with it")
     parser.add_argument("--seconds", type=float, default=0, help="stop after so long; 0: run to the end")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    model = Llama(DATA / "tiny-llama", SCHEMES[args.scheme])
+    model = Llama(DATA / "tiny-llama", SCHEMES[args.scheme]).to(args.device)
     held_out = (DATA / "heldout.txt").read_text(encoding="utf-8")
     print(f"{args.scheme}: perplexity {perplexity(model, held_out):.3f} before training", flush=True)
     ids = training_ids(args.debs, args.debs / "ids.pt")
     if not run(model, ids, args, args.out.with_name(args.out.name + ".state")):
         print("stopped; the same command goes on")
         return 3
-    export(model, DATA / "tiny-llama", args.out)
+    export(model.cpu(), DATA / "tiny-llama", args.out)
     print(f"{args.scheme}: perplexity {perplexity(model, held_out):.3f} after {args.steps} steps; {args.out} written")
     return 0
 
