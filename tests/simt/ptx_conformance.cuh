@@ -275,6 +275,19 @@ CONFORMANCE_KERNEL(election) {
 inline void want_election(const uint32_t *, uint32_t *want) {
     want[0] = 1;
 }
+CONFORMANCE_KERNEL(shuffles) { // of 64 bits, as the sums of gradients use them
+    const int l = int(threadIdx.x);
+    for (int step = 0; step < 5; step++) {
+        double v;
+        memcpy(&v, &in[2 * l], 8);
+        v = __shfl_xor_sync(0xffffffffu, v, 16 >> step);
+        memcpy(&out[step * 64 + 2 * l], &v, 8);
+    }
+}
+inline void want_shuffles(const uint32_t *in, uint32_t *want) {
+    for (int step = 0; step < 5; step++)
+        for (int l = 0; l < 32; l++) std::memcpy(&want[step * 64 + 2 * l], &in[2 * (l ^ 16 >> step)], 8);
+}
 // Hints and register hand-over change no value.
 __global__ void __launch_bounds__(384, 1) hints(const __grid_constant__ Maps maps, const uint32_t *in, uint32_t *out) {
 #if PTX_SM90
