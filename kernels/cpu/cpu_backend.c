@@ -23,7 +23,7 @@ static qe_status describe(int32_t ordinal, qk_device *out, qe_error *err) {
     out->units = 1;
     out->isa = cpu_isa();
     out->unit_bytes = 512 * 1024;
-    snprintf(out->name, sizeof out->name, "CPU (%s)", panel_isa_of(out->isa)->name);
+    cpu_name(out->name, sizeof out->name);
     return QE_OK;
 }
 

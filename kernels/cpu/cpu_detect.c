@@ -1,5 +1,27 @@
-/* Which instruction sets this machine and its operating system offer. */
+/* What this machine is called, and which instruction sets it and its operating system offer. */
+#include <stdio.h>
+#include <string.h>
 #include "decoded.h"
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+void cpu_name(char *out, size_t bytes) {
+    char text[49] = "";
+#if defined(__x86_64__)
+    unsigned part[12] = {0};
+    bool known = __get_cpuid_max(0x80000000u, NULL) >= 0x80000004u;
+    for (unsigned i = 0; i < 3 && known; i++)
+        known = __get_cpuid(0x80000002u + i, &part[4 * i], &part[4 * i + 1], &part[4 * i + 2], &part[4 * i + 3]);
+    if (known) memcpy(text, part, sizeof part);
+#endif
+    /* Padded with spaces, at the front by some makers. */
+    const char *name = text + strspn(text, " ");
+    size_t length = strlen(name);
+    while (length && name[length - 1] == ' ') length--;
+    if (length) snprintf(out, bytes, "%.*s", (int)length, name);
+    else snprintf(out, bytes, "CPU");
+}
 
 uint32_t cpu_isa(void) {
     uint32_t isa = 0;

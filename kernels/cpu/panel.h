@@ -73,6 +73,7 @@ extern const panel_isa panel_isa_portable;
 extern const panel_isa panel_isa_avx2, panel_isa_avx512;
 #endif
 uint32_t cpu_isa(void);                              /* QK_ISA_* of this machine */
+void cpu_name(char *out, size_t bytes);              /* as its maker calls it */
 const panel_isa *panel_isa_of(uint32_t isa);
 
 extern const qk_layout cpu_layout_panel;
