@@ -179,7 +179,7 @@ typedef struct qe_cancel {
 /* engine->batch through all layers; logits of its wanted rows are in place on return. */
 qe_status qe_forward(qe_engine *engine, const qe_cancel *cancel, qe_error *err);
 /* What reads the input of a group of linears as they are about to run: qkv 0, o 1, gate_up 2, down 3; x[m][ldx] floats in the
- * caller's column order. Only float inputs can be seen. */
+ * caller's column order. Only float inputs can be seen. A watched layer ends with its last input: delta is not its result. */
 typedef struct qe_tap {
     void *ctx;
     qe_status (*input)(void *ctx, int64_t layer, int32_t group, const float *x, int64_t m, int64_t k, int64_t ldx,

@@ -75,8 +75,9 @@ qe_status qe_job_copy(qe_job *job, qe_item *item, qe_error *err);
 /* Rounds a linear as its decision says and writes it; w[n][k] is changed by transforms before. */
 qe_status qe_job_start_stream(qe_job *job, qe_error *err);
 qe_status qe_job_layer(qe_job *job, int64_t layer, qe_error *err);
-/* Every sequence through `layer` (below 0: the embedding); with `keep` its result takes the place of its input. */
-qe_status qe_job_run_stream(qe_job *job, int64_t layer, const qe_tap *tap, bool keep, qe_error *err);
+/* Every sequence through `layer` (below 0: the embedding): shown to `tap`, or, if that is NULL, the result takes the place of
+ * the input. */
+qe_status qe_job_run_stream(qe_job *job, int64_t layer, const qe_tap *tap, qe_error *err);
 /* Sequences [from, to) become the window's batch; rows of theirs copied to or from the window. */
 void      qe_stream_fill(qe_engine *window, const qe_stream *s, int64_t from, int64_t to);
 void      qe_stream_free(qe_stream *s);

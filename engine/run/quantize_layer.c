@@ -44,7 +44,7 @@ qe_status qe_stream_move(qe_engine *e, void *to, const void *from, int64_t rows,
     return e->device->backend->wait(&e->queue, err);
 }
 
-qe_status qe_job_run_stream(qe_job *job, int64_t layer, const qe_tap *tap, bool keep, qe_error *err) {
+qe_status qe_job_run_stream(qe_job *job, int64_t layer, const qe_tap *tap, qe_error *err) {
     qe_engine *e = job->window;
     qe_stream *s = &job->stream;
     for (int64_t from = 0; from < s->sequences; from += e->max_sessions) {
@@ -58,7 +58,7 @@ qe_status qe_job_run_stream(qe_job *job, int64_t layer, const qe_tap *tap, bool 
         } else {
             QE_TRY(qe_forward_embed(e, err));
         }
-        if (keep) {
+        if (!tap) {
             QE_TRY(qe_stream_move(e, hidden, e->scratch.hidden.data, e->batch.m, err));
             QE_TRY(qe_stream_move(e, delta, e->scratch.delta.data, e->batch.m, err));
         }
@@ -103,7 +103,7 @@ qe_status qe_job_start_stream(qe_job *job, qe_error *err) {
     int64_t batch = s->length * (512 / s->length > 0 ? 512 / s->length : 1);
     QE_TRY(qe_engine_create_window(job->device, job->model, s->length, (int32_t)batch, &job->window, err));
     QE_TRY(qe_window_load_ends(job->window, true, false, err));
-    qe_status status = qe_job_run_stream(job, -1, NULL, true, err);
+    qe_status status = qe_job_run_stream(job, -1, NULL, err);
     qe_window_release_ends(job->window);
     return status;
 }
@@ -281,7 +281,7 @@ static qe_status pass_on(qe_job *job, int64_t layer, qe_error *err) {
     const qe_weight_source source = {&w, form_written, read_written};
     if (!status) status = qe_window_load(job->window, &source, layer, err);
     if (!status) status = load_norms(job, &w, err);
-    if (!status) status = qe_job_run_stream(job, layer, NULL, true, err);
+    if (!status) status = qe_job_run_stream(job, layer, NULL, err);
     qe_window_release(job->window, layer);
     qe_store_close(w.store);
     return status;
@@ -313,7 +313,7 @@ static qe_status make_layer(qe_job *job, int64_t layer, qe_error *err) {
         status = qe_statistics_start(&statistics, job, layer, err);
         if (!status) status = qe_window_load(job->window, NULL, layer, err);
         const qe_tap tap = {&statistics, qe_statistics_input};
-        if (!status) status = qe_job_run_stream(job, layer, &tap, false, err);
+        if (!status) status = qe_job_run_stream(job, layer, &tap, err);
         qe_window_release(job->window, layer);
     }
     if (!status) status = qe_round_layer(job, layer, statistics.job ? &statistics : NULL, err);

@@ -279,7 +279,7 @@ static qe_status gather(mix *m, qe_statistics *statistics, int64_t layer, qe_err
     }
     const qe_tap tap = {statistics, qe_statistics_input};
     qe_status status = qe_window_load(m->job.window, NULL, layer, err);
-    if (!status) status = qe_job_run_stream(&m->job, layer, &tap, false, err);
+    if (!status) status = qe_job_run_stream(&m->job, layer, &tap, err);
     qe_window_release(m->job.window, layer);
     return status;
 }
@@ -294,7 +294,7 @@ static qe_status measure_layer(mix *m, int64_t layer, qe_error *err) {
     QE_TRY(status);
     if (layer + 1 == m->job.model->hp.layers) return QE_OK;
     status = qe_window_load(m->job.window, NULL, layer, err);
-    if (!status) status = qe_job_run_stream(&m->job, layer, NULL, true, err);
+    if (!status) status = qe_job_run_stream(&m->job, layer, NULL, err);
     qe_window_release(m->job.window, layer);
     return status;
 }

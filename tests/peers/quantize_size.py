@@ -76,17 +76,21 @@ def anonymous(pid):
 
 
 def run(command, log):
-    """Seconds, seconds of CPU time, peak of anonymous memory (the model file is mapped and not counted)."""
-    began, peak, before = time.time(), 0, os.times()
+    """Wall seconds, processor seconds (user and system), peaks of anonymous and of all resident memory (the model's file is
+    mapped: what is resident of it can be dropped at any time)."""
+    began, peak = time.time(), 0
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
-        while process.poll() is None:
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                break
             peak = max(peak, anonymous(process.pid))
             time.sleep(0.02)
-    after = os.times()
+    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(log.read_text())
-    return (time.time() - began, after.children_user + after.children_system - before.children_user - before.children_system, peak)
+    return time.time() - began, usage.ru_utime + usage.ru_stime, peak, usage.ru_maxrss << 10
 
 
 def bound(method, sequences):
@@ -121,10 +125,11 @@ def main():
                    str(args.threads), "--quiet"]
         if method != "rtn":
             command += ["--calib", args.work / "calib.txt", "--calib-sequences", str(args.sequences)]
-        wall, cpu, peak = run([str(c) for c in command], args.work / "log")
+        wall, cpu, peak, resident = run([str(c) for c in command], args.work / "log")
         limit = bound(method, args.sequences)
-        print(f"{args.layers} layers  {args.scheme} {method}: {wall:.1f} s, {cpu:.1f} s of CPU, {wall / args.layers:.2f} s a layer; "
-              f"peak {peak >> 20} MiB of {limit >> 20}", flush=True)
+        print(f"{args.layers} layers  {args.scheme} {method}: {wall:.1f} s of wall clock on this machine as it was, {cpu:.1f} s of "
+              f"processor time ({cpu / args.threads:.1f} s at best on {args.threads} idle cores); peak {peak >> 20} MiB of "
+              f"{limit >> 20}, {resident >> 20} MiB resident with the mapped file", flush=True)
         if peak > limit:
             bad.append(method)
         shutil.rmtree(out)
