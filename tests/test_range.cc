@@ -23,6 +23,7 @@ qe_range_options with(int32_t method) {
     return o;
 }
 
+enum { KINDS = 10 };
 std::vector<float> values(int kind, size_t count, uint64_t seed) {
     Random random(seed);
     std::vector<float> x(count);
@@ -32,6 +33,11 @@ std::vector<float> values(int kind, size_t count, uint64_t seed) {
         if (kind == 2 && random.below(1000) == 0) v *= 60.0f;          // outliers
         if (kind == 3) v = std::fabs(v) * 0.1f + 2.0f;                 // one sign
         if (kind == 4) v = random.below(2) ? 1.0f : -1.0f;
+        if (kind == 5) v = random.below(10) ? 0.0f : v;                // a spike at 0
+        if (kind == 6) v = v * v * v * v * v;                          // tails that min-max does better with than a model
+        if (kind == 7) v = &v == &x[0] ? 1.0f : 1e-3f;                 // one loud value
+        if (kind == 8) v = 0.25f;
+        if (kind == 9) v = 0.0f;
     }
     return x;
 }
@@ -103,33 +109,40 @@ TEST(Range, ExtremesAndPercentilesEqualAScanAndASort) {
     }
 }
 
+// The optimum is MSE's with 1000 steps down to a five-hundredth of the extremes; OCTAV measures a twentieth as often.
 TEST(Range, MseIsNeverWorseAndOctavIsWithinOnePercentOfIt) {
-    int cases = 0;
-    for (const char *name : {"int8:tensor:f32", "int6:tensor:f32", "int4:tensor:f32", "int3:tensor:f32",
+    int cases = 0, bad = 0;
+    double worst = 1;
+    const int64_t count = 4000;
+    for (const char *name : {"int8:tensor:f32", "int6:tensor:f32", "int4:tensor:f32", "int3:tensor:f32", "int2:tensor:f32",
                              "int4:tensor:f32:z=u8", "int8:tensor:f32:z=u8"}) {
         qe_quant q = parse(name);
-        for (int kind = 0; kind < 5; kind++, cases++) {
-            std::vector<float> x = values(kind, 20000, 6);
+        for (int i = 0; i < 4 * KINDS; i++, cases++) {
+            int kind = i % KINDS;
+            std::vector<float> x = values(kind, (size_t)count, 6 + (uint64_t)i);
             float low, high, l, h;
             qe_range_options o = with(QE_RANGE_MINMAX);
-            ASSERT_EQ(qe_range_of(x.data(), 1, 20000, 20000, &q, &o, &low, &high, nullptr), QE_OK);
-            o = with(QE_RANGE_MSE);
-            o.steps = 400;
-            o.least_ratio = 0.02f;
-            ASSERT_EQ(qe_range_of(x.data(), 1, 20000, 20000, &q, &o, &l, &h, nullptr), QE_OK);
-            double best = error_of(x, l, h, q);
-            EXPECT_LE(best, error_of(x, low, high, q) * (1 + 1e-6)) << name << " " << kind;
-            // OCTAV counts s^2 / (12 steps^2) for every value inside: true where the density is smooth over a step. The
-            // cubed normal (kind 1) has a spike at 0 narrower than a step of few bits, so there it clips too late.
-            if (kind > 1 || q.zero != QE_ZERO_CONST) continue;
+            ASSERT_EQ(qe_range_of(x.data(), 1, count, count, &q, &o, &low, &high, nullptr), QE_OK);
+            double plain = error_of(x, low, high, q), best = plain;
+            for (bool dense : {false, true}) {
+                o = with(QE_RANGE_MSE);
+                if (dense) o.steps = 1000, o.least_ratio = 0.002f;
+                ASSERT_EQ(qe_range_of(x.data(), 1, count, count, &q, &o, &l, &h, nullptr), QE_OK);
+                best = error_of(x, l, h, q);
+                bad += !(best <= plain * (1 + 1e-6));
+            }
             o = with(QE_RANGE_OCTAV);
-            ASSERT_EQ(qe_range_of(x.data(), 1, 20000, 20000, &q, &o, &l, &h, nullptr), QE_OK);
+            ASSERT_EQ(qe_range_of(x.data(), 1, count, count, &q, &o, &l, &h, nullptr), QE_OK);
             double octav = error_of(x, l, h, q);
-            printf("%-18s kind %d: OCTAV %.4f of the optimum\n", name, kind, octav / best);
-            EXPECT_LT(octav, best * (kind == 1 && q.bits < 8 ? 1.25 : 1.01)) << name << " " << kind;
+            bool good = octav <= best * 1.01 + 1e-12;
+            bad += !good;
+            worst = std::max(worst, best > 1e-9 ? octav / best : 1.0);
+            if (!good) printf("%-21s kind %d: OCTAV %.4f of the optimum, min-max %.4f\n", name, kind, octav / best, plain / best);
         }
     }
-    EXPECT_EQ(cases, 30);
+    printf("%d cases, OCTAV at most %.4f of the optimum\n", cases, worst);
+    EXPECT_EQ(bad, 0);
+    EXPECT_EQ(cases, 7 * 4 * KINDS);
 }
 
 // The definition, written straight down.

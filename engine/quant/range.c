@@ -63,6 +63,15 @@ double qe_range_steps(const qe_quant *q, const qe_range_options *o) {
     return o->full_range ? (double)q->zero_const : (double)qe_code_top(q);
 }
 
+qe_quant qe_range_plain(const qe_quant *quant) {
+    qe_quant q = {.code = quant->code, .bits = quant->bits, .scale = QE_NUM_F32, .zero_const = quant->zero_const};
+    if (quant->zero != QE_ZERO_CONST) {
+        q.zero = QE_ZERO_POINT;
+        q.zero_num = QE_NUM_U8;
+    }
+    return q;
+}
+
 /* ---- scale and zero ---------------------------------------------------------------------------------------------- */
 void qe_range_scale(float low, float high, const qe_quant *quant, const qe_range_options *options, float *scale,
                     int32_t *zero) {
@@ -87,7 +96,7 @@ void qe_range_scale(float low, float high, const qe_quant *quant, const qe_range
     else *zero = (int32_t)qe_clamp(rintf(-qe_div(low, s)), 0.0f, (float)((1 << quant->bits) - 1));
 }
 
-/* ---- PERCENTILE and OCTAV ---------------------------------------------------------------------------------------- */
+/* ---- PERCENTILE ---------------------------------------------------------------------------------------- */
 /* Element of rank `rank` (from 0) of x, which gets reordered. */
 static float select_rank(float *x, int64_t count, int64_t rank) {
     int64_t low = 0, high = count - 1;
@@ -128,50 +137,6 @@ static qe_status clip_percentile(const float *x, int64_t count, bool symmetric, 
     return QE_OK;
 }
 
-/* s <- sum|x|[|x| > s] / (c count(0 < |x| <= s) + count(|x| > s)), c the variance of one step at s = 1. */
-static float octav(const float *x, int64_t count, double c) {
-    double sum = 0.0, top = 0.0, s;
-    int64_t live = 0;
-    for (int64_t i = 0; i < count; i++) {
-        double a = fabs((double)x[i]);
-        sum += a;
-        live += a > 0.0;
-        top = a > top ? a : top;
-    }
-    if (!live) return 0.0f;
-    s = sum / (double)live;
-    for (int step = 0; step < 100; step++) {
-        double outer = 0.0;
-        int64_t outside = 0;
-        for (int64_t i = 0; i < count; i++) {
-            double a = fabs((double)x[i]);
-            if (a > s) {
-                outer += a;
-                outside++;
-            }
-        }
-        double next = outer / (c * (double)(live - outside) + (double)outside);
-        if (!outside || next >= top) return (float)(outside ? top : s);
-        if (fabs(next - s) <= 1e-7 * s) return (float)next;
-        s = next;
-    }
-    return (float)s;
-}
-
-qe_status qe_range_clip(const float *x, int64_t count, const qe_quant *quant, const qe_range_options *o, float *low,
-                        float *high, qe_error *err) {
-    bool symmetric = quant->zero == QE_ZERO_CONST;
-    if (!count) return QE_OK;
-    if (o->method == QE_RANGE_PERCENTILE) return clip_percentile(x, count, symmetric, o->percentile, low, high, err);
-    if (o->method == QE_RANGE_OCTAV) {
-        double steps = qe_range_steps(quant, o);
-        float t = octav(x, count, 1.0 / (12.0 * steps * steps));
-        if (t > 0.0f && *high > t) *high = t;
-        if (t > 0.0f && *low < -t) *low = -t;
-    }
-    return QE_OK;
-}
-
 /* ---- the methods that search ------------------------------------------------------------------------------------- */
 typedef struct values {
     const float *x;
@@ -180,6 +145,7 @@ typedef struct values {
     qe_quant plain;            /* the same codes with one float scale: what rounding sees */
     const qe_range_options *o;
     float *chances, *rounded;  /* CROSS_ENTROPY: softmax of x; one row */
+    const qe_rounder *rounder; /* OCTAV */
 } values;
 
 static qe_grid grid_of(const qe_rounder *r, float low, float high, const qe_range_options *o) {
@@ -195,6 +161,47 @@ static double squared_error(const values *v, const qe_rounder *r, float low, flo
     return qe_round_error(r, &g, v->x, NULL, v->rows * v->columns);
 }
 
+/* ---- OCTAV ------------------------------------------------------------------------------------------------------- */
+static void sums_above(const void *ctx, double s, double *sum, double *number) {
+    const values *v = ctx;
+    int64_t count = v->rows * v->columns, above = 0;
+    *sum = 0.0;
+    for (int64_t i = 0; i < count; i++) {
+        double a = fabs((double)v->x[i]);
+        if (a > s) *sum += a, above++;
+    }
+    *number = (double)above;
+}
+
+static double value_loss(const void *ctx, float low, float high) {
+    const values *v = ctx;
+    return squared_error(v, v->rounder, low, high);
+}
+
+static void clip_octav(const float *x, int64_t count, const qe_quant *quant, const qe_range_options *o, float *low, float *high) {
+    qe_rounder rounder;
+    values v = {.x = x, .rows = 1, .columns = count, .quant = quant, .plain = qe_range_plain(quant), .o = o, .rounder = &rounder};
+    double steps = qe_range_steps(quant, o), top = fmax((double)*high, (double)-*low);
+    double start = qe_octav_start(sums_above, &v, 1.0 / (12.0 * steps * steps), top);
+    if (quant->code == QE_CODE_LUT) {       /* a table of each row: its errors are not to be had here */
+        *high = qe_clamp(*high, 0.0f, start > 0.0 ? (float)start : *high);
+        *low = qe_clamp(*low, start > 0.0 ? (float)-start : *low, 0.0f);
+        return;
+    }
+    qe_rounder_init(&rounder, &v.plain, NULL, o->full_range);
+    qe_octav_refine(start, steps, quant->zero == QE_ZERO_CONST, value_loss, &v, low, high);
+}
+
+qe_status qe_range_clip(const float *x, int64_t count, const qe_quant *quant, const qe_range_options *o, float *low,
+                        float *high, qe_error *err) {
+    if (!count) return QE_OK;
+    if (o->method == QE_RANGE_PERCENTILE)
+        return clip_percentile(x, count, quant->zero == QE_ZERO_CONST, o->percentile, low, high, err);
+    if (o->method == QE_RANGE_OCTAV) clip_octav(x, count, quant, o, low, high);
+    return QE_OK;
+}
+
+/* ---- cross-entropy, searches by steps --------------------------------------------------------------------------- */
 /* log of the sum of e^x, and its argument's maximum taken out. */
 static double log_sum(const float *x, int64_t count) {
     float top = x[0];
@@ -275,15 +282,6 @@ static qe_status threshold_kl(const values *v, float *low, float *high, qe_error
     *high = qe_clamp(*high, 0.0f, t);
     *low = qe_clamp(*low, -t, 0.0f);
     return QE_OK;
-}
-
-qe_quant qe_range_plain(const qe_quant *quant) {
-    qe_quant q = {.code = quant->code, .bits = quant->bits, .scale = QE_NUM_F32, .zero_const = quant->zero_const};
-    if (quant->zero != QE_ZERO_CONST) {
-        q.zero = QE_ZERO_POINT;
-        q.zero_num = QE_NUM_U8;
-    }
-    return q;
 }
 
 /* x is contiguous, finite and not silent. */

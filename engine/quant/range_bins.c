@@ -70,7 +70,7 @@ static qe_status clip_kl(const qe_bins *b, int32_t levels, float *low, float *hi
     return QE_OK;
 }
 
-/* ---- PERCENTILE, OCTAV ------------------------------------------------------------------------------------------- */
+/* ---- PERCENTILE ------------------------------------------------------------------------------------------- */
 static double edge(const qe_bins *b, int32_t i) { return ldexp((double)i, b->bin_log2); }
 static double center(const qe_bins *b, int32_t i) { return ldexp((double)i + 0.5, b->bin_log2); }
 
@@ -103,35 +103,6 @@ static void clip_percentile(const qe_bins *b, bool symmetric, double percent, fl
     }
 }
 
-static void clip_octav(const qe_bins *b, double c, float *low, float *high) {
-    double sum = 0.0, s, top = *high > -*low ? (double)*high : (double)-*low;
-    uint64_t live = 0;
-    for (int32_t i = 0; i < b->count; i++) {
-        uint64_t n = b->positive[i] + b->negative[i];
-        live += n;
-        sum += (double)n * center(b, i);
-    }
-    if (!live) return;
-    s = sum / (double)live;
-    for (int step = 0; step < 100; step++) {
-        double outer = 0.0;
-        uint64_t outside = 0;
-        for (int32_t i = 0; i < b->count; i++) {
-            if (center(b, i) <= s) continue;
-            uint64_t n = b->positive[i] + b->negative[i];
-            outside += n;
-            outer += (double)n * center(b, i);
-        }
-        double next = outer / (c * (double)(live - outside) + (double)outside);
-        if (!outside || next >= top) return;
-        bool done = fabs(next - s) <= 1e-6 * s;
-        s = next;
-        if (done) break;
-    }
-    *high = qe_clamp(*high, 0.0f, (float)s);
-    *low = qe_clamp(*low, (float)-s, 0.0f);
-}
-
 /* ---- MSE --------------------------------------------------------------------------------------------------------- */
 static double bins_error(const qe_rounder *r, const float *x, const float *weight, int32_t count, float low, float high,
                          const qe_range_options *o) {
@@ -143,30 +114,45 @@ static double bins_error(const qe_rounder *r, const float *x, const float *weigh
     return qe_round_error(r, &g, x, weight, count);
 }
 
-static qe_status clip_mse(const qe_bins *b, const qe_quant *quant, const qe_range_options *o, float *low, float *high,
-                          qe_error *err) {
-    float *x = qe_scratch((size_t)b->count * 4 * sizeof(float), err);
-    if (!x) return QE_E_NOMEM;
-    float *weight = x + 2 * b->count;
-    int32_t count = 0;
+/* Live bins as values with a weight each: centers, negative ones first. */
+typedef struct bin_values {
+    float *x, *weight;
+    int32_t count;
+    qe_quant plain;
+    qe_rounder rounder;
+    const qe_range_options *o;
+} bin_values;
+
+static qe_status values_of(const qe_bins *b, const qe_quant *quant, const qe_range_options *o, bin_values *v, qe_error *err) {
+    *v = (bin_values){.x = qe_scratch((size_t)b->count * 4 * sizeof(float), err), .plain = qe_range_plain(quant), .o = o};
+    if (!v->x) return QE_E_NOMEM;
+    v->weight = v->x + 2 * b->count;
     for (int32_t side = 0; side < 2; side++) {
         const uint64_t *bins = side ? b->positive : b->negative;
         for (int32_t i = 0; i < b->count; i++) {
             if (!bins[i]) continue;
-            x[count] = (float)(side ? center(b, i) : -center(b, i));
-            weight[count++] = (float)bins[i];
+            v->x[v->count] = (float)(side ? center(b, i) : -center(b, i));
+            v->weight[v->count++] = (float)bins[i];
         }
     }
-    qe_quant plain = qe_range_plain(quant);
-    qe_rounder r;
-    qe_rounder_init(&r, &plain, NULL, o->full_range);
+    qe_rounder_init(&v->rounder, &v->plain, NULL, o->full_range);
+    return QE_OK;
+}
+
+static double loss(const void *ctx, float low, float high) {
+    const bin_values *v = ctx;
+    return bins_error(&v->rounder, v->x, v->weight, v->count, low, high, v->o);
+}
+
+static void clip_mse(const bin_values *v, float *low, float *high) {
+    const qe_range_options *o = v->o;
     float l = *low, h = *high, step = (1.0f - o->least_ratio) / (float)o->steps, best_low = 1.0f, best_high = 1.0f;
-    double best = bins_error(&r, x, weight, count, l, h, o);
-    for (int side = 0; side < (plain.zero == QE_ZERO_CONST ? 1 : 3); side++) {
+    double best = loss(v, l, h);
+    for (int side = 0; side < (v->plain.zero == QE_ZERO_CONST ? 1 : 3); side++) {
         float from_low = best_low, from_high = best_high;
         for (int i = 1; i <= o->steps; i++) {
             float ratio = 1.0f - step * (float)i, rl = side == 2 ? from_low : ratio, rh = side == 1 ? from_high : ratio;
-            double e = bins_error(&r, x, weight, count, l * rl, h * rh, o);
+            double e = loss(v, l * rl, h * rh);
             if (e < best) {
                 best = e;
                 best_low = rl;
@@ -176,13 +162,32 @@ static qe_status clip_mse(const qe_bins *b, const qe_quant *quant, const qe_rang
     }
     *low = l * best_low;
     *high = h * best_high;
-    free(x);
+}
+
+/* ---- OCTAV ------------------------------------------------------------------------------------------------------- */
+static void sums_above(const void *ctx, double s, double *sum, double *number) {
+    const bin_values *v = ctx;
+    *sum = *number = 0.0;
+    for (int32_t i = 0; i < v->count; i++) {
+        double a = fabs((double)v->x[i]), n = (double)v->weight[i];
+        if (a > s) *sum += n * a, *number += n;
+    }
+}
+
+static qe_status clip_bins(const qe_bins *b, const qe_quant *quant, const qe_range_options *o, float *low, float *high,
+                           qe_error *err) {
+    bin_values v;
+    QE_TRY(values_of(b, quant, o, &v, err));
+    double steps = qe_range_steps(quant, o), top = fmax((double)*high, (double)-*low);
+    if (o->method == QE_RANGE_MSE) clip_mse(&v, low, high);
+    else qe_octav_refine(qe_octav_start(sums_above, &v, 1.0 / (12.0 * steps * steps), top), steps, quant->zero == QE_ZERO_CONST,
+                         loss, &v, low, high);
+    free(v.x);
     return QE_OK;
 }
 
 qe_status qe_range_of_bins(const qe_bins *b, const qe_quant *quant, const qe_range_options *o, float *low, float *high,
                            qe_error *err) {
-    double steps = qe_range_steps(quant, o);
     *low = b->low < 0.0f ? b->low : 0.0f;
     *high = b->high > 0.0f ? b->high : 0.0f;
     if (*low == 0.0f && *high == 0.0f) return QE_OK;
@@ -190,9 +195,9 @@ qe_status qe_range_of_bins(const qe_bins *b, const qe_quant *quant, const qe_ran
     case QE_RANGE_PERCENTILE:
         clip_percentile(b, quant->zero == QE_ZERO_CONST, (double)o->percentile, low, high);
         return QE_OK;
-    case QE_RANGE_MSE: return clip_mse(b, quant, o, low, high, err);
+    case QE_RANGE_MSE:
+    case QE_RANGE_OCTAV: return clip_bins(b, quant, o, low, high, err);
     case QE_RANGE_KL: return clip_kl(b, 1 << quant->bits >> 1, low, high, err);
-    case QE_RANGE_OCTAV: clip_octav(b, 1.0 / (12.0 * steps * steps), low, high); return QE_OK;
     case QE_RANGE_OUTPUT: return qe_error_set(err, QE_E_UNSUPPORTED, "the range 'output' is for weights");
     default: return QE_OK;
     }
