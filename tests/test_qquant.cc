@@ -1,6 +1,8 @@
 /* qquant as a user meets it: lists, exits, one line for each mistake, and runs that are killed and resumed. */
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -100,6 +102,20 @@ TEST_F(Qquant, QualityIsDrawn) {
 TEST_F(Qquant, MistakesGetOneLine) {
     folder.write("empty.txt", "");
     folder.write("short.txt", "Hi");
+    ASSERT_EQ(mkdir(folder.file("nan").c_str(), 0700), 0);
+    for (const char *name : {"config.json", "tokenizer.json", "model.safetensors"}) {
+        std::string bytes = qe_test::read_file(tiny + "/" + name);
+        if (!strcmp(name, "model.safetensors")) {
+            const uint16_t nan = 0x7e00;
+            uint64_t header = 0, at = 0;
+            memcpy(&header, bytes.data(), 8);
+            size_t entry = bytes.find("\"model.layers.2.mlp.up_proj.weight\""), offsets = bytes.find("data_offsets", entry);
+            ASSERT_NE(entry, std::string::npos);
+            at = strtoull(bytes.c_str() + bytes.find('[', offsets) + 1, nullptr, 10);
+            memcpy(&bytes[8 + header + at + 2 * 777], &nan, 2);
+        }
+        folder.write((std::string("nan/") + name).c_str(), bytes);
+    }
     const struct { std::vector<std::string> args; int code; const char *says; } cases[] = {
         {{}, 2, "--model"},
         {{"--model"}, 2, "missing"},
@@ -122,6 +138,8 @@ TEST_F(Qquant, MistakesGetOneLine) {
         {{"--model", tiny, "--scheme", "w8a8", "--out", "/proc/a"}, 1, "/proc/a"},
         {{"--model", tiny, "--scheme", "w4a16-g128", "--method", "gptq", "--out", folder.file("a")}, 1, "calibration"},
         {{"--model", tiny, "--scheme", "w4a16-g128", "--method", "gptq", "--calib", folder.file("empty.txt"), "--out", folder.file("a")}, 1, "calibration"},
+        {{"--model", folder.file("nan"), "--scheme", "w4a16-g128", "--out", folder.file("b")}, 1, "layers.2.mlp.up_proj"},
+        {{"--model", tiny, "--scheme", "w4a16-g128", "--method", "gptq", "--calib", folder.file("short.txt"), "--out", folder.file("c")}, 1, "tokens"},
         {{"--model", tiny, "--scheme", "w4a16-g128", "--calib", folder.file("none.txt"), "--out", folder.file("a")}, 1, "none.txt"},
     };
     for (const auto &c : cases) {
@@ -129,8 +147,75 @@ TEST_F(Qquant, MistakesGetOneLine) {
         EXPECT_EQ(r.code, c.code) << r.err;
         EXPECT_EQ(lines(r.err), 1u) << r.err;
         EXPECT_NE(r.err.find(c.says), std::string::npos) << r.err;
-        EXPECT_NE(access(folder.file("a").c_str(), F_OK), 0);
+        for (const char *name : {"a", "b", "c"}) EXPECT_NE(access(folder.file(name).c_str(), F_OK), 0) << name;
     }
+}
+
+/* A file system of one MiB where this process may mount one, else a limit on the size of files. */
+struct SmallDisk {
+    std::string path;
+    bool mounted;
+    explicit SmallDisk(const std::string &at) : path(at) {
+        EXPECT_EQ(mkdir(path.c_str(), 0700), 0);
+        mounted = !mount("tmpfs", path.c_str(), "tmpfs", 0, "size=1m");
+        if (!mounted) printf("no tmpfs (%s): files are limited to 1 MiB in its place\n", strerror(errno));
+        limit(1 << 20);
+    }
+    void limit(rlim_t bytes) {
+        signal(SIGXFSZ, SIG_IGN);
+        struct rlimit now;
+        EXPECT_EQ(getrlimit(RLIMIT_FSIZE, &now), 0);
+        now.rlim_cur = bytes == RLIM_INFINITY ? now.rlim_max : bytes;
+        EXPECT_TRUE(mounted || !setrlimit(RLIMIT_FSIZE, &now));
+    }
+    bool become(const char *options) { return mounted && !mount("tmpfs", path.c_str(), "tmpfs", MS_REMOUNT, options); }
+    void grow() {
+        limit(RLIM_INFINITY);
+        EXPECT_TRUE(!mounted || become("size=64m"));
+    }
+    ~SmallDisk() {
+        limit(RLIM_INFINITY);
+        signal(SIGXFSZ, SIG_DFL);
+        if (mounted) umount(path.c_str());
+    }
+};
+
+/* A disk that is full, and one that takes nothing: one line, nothing at the result's place; with room, --resume ends as a run
+ * that was never stopped. */
+TEST_F(Qquant, FullAndReadOnlyDisks) {
+    const struct { const char *scheme, *format, *name; } cases[] = {
+        {"w4a16-g128", "compressed-tensors", "a"}, {"w4a16-g128", "gptq", "b"}, {"q8_0", "gguf", "c.gguf"}, {"nf4", "qengine", "d"}};
+    int checked = 0, closed = 0;
+    for (const auto &c : cases) {
+        SmallDisk disk(folder.file(std::string("disk-") + c.name));
+        const std::string out = disk.path + "/" + c.name, whole = folder.file(c.name);
+        std::vector<std::string> args = {"--model", tiny, "--scheme", c.scheme, "--format", c.format, "--quiet", "--out", out};
+        if (disk.become("ro,size=1m")) {
+            Result r = run(args);
+            EXPECT_EQ(r.code, 1) << r.err;
+            EXPECT_EQ(lines(r.err), 1u) << r.err;
+            EXPECT_NE(r.err.find(out), std::string::npos) << r.err;
+            EXPECT_TRUE(disk.become("rw,size=1m"));
+            closed++;
+        }
+        Result full = run(args);
+        EXPECT_EQ(full.code, 1) << full.err;
+        EXPECT_EQ(lines(full.err), 1u) << full.err;
+        EXPECT_NE(full.err.find(out), std::string::npos) << full.err;
+        EXPECT_NE(full.err.find("QE_E_IO"), std::string::npos) << full.err;
+        EXPECT_NE(access(out.c_str(), F_OK), 0) << c.name;
+        disk.grow();
+        args.push_back("--resume");
+        Result rest = run(args);
+        EXPECT_EQ(rest.code, 0) << rest.err;
+        args.pop_back();
+        args.back() = whole;
+        ASSERT_EQ(run(args).code, 0);
+        EXPECT_TRUE(contents(out) == contents(whole)) << c.name;
+        checked++;
+    }
+    printf("%d full disks, %d read-only ones\n", checked, closed);
+    EXPECT_EQ(checked, 4);
 }
 
 /* Killed at different times: what stands at its place afterwards is whole, and --resume makes the same bytes. */
