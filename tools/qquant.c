@@ -1,6 +1,7 @@
 /* qquant -- quantize a model from the command line. Progress and messages on stderr, the report on stdout.
  * Exit codes: 0 done, 1 error, 2 usage, 130 interrupted (what is finished can be resumed). */
 #define _POSIX_C_SOURCE 200809L
+#include <malloc.h>
 #include <math.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -369,6 +370,11 @@ static qe_status compare(program *p) {
 
 int main(int argc, char **argv) {
     static program p;
+#ifdef M_MMAP_THRESHOLD      /* glibc */
+    /* Matrices go back to the system when they are freed. By itself glibc would keep blocks up to 32 MiB in its heaps once it
+     * has seen one, where layers of other sizes between them leave holes: some 15 MiB more with each layer. */
+    mallopt(M_MMAP_THRESHOLD, 1 << 20);
+#endif
     p.err.offset = -1;
     if (argc == 2 && !strcmp(argv[1], "--help")) return fputs(usage, stdout) < 0;
     if (argc == 2 && !strcmp(argv[1], "--version")) return printf("qquant %s\n", qe_version()) < 0;
