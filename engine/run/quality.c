@@ -7,57 +7,65 @@
 #include <qengine/tokenizer.h>
 #include "run/engine_internal.h"
 
-enum { ROWS = 64, WINDOW = 512 };
+/* Rows of logits at a time: as many as 128 MiB of a model hold, so that weights are decoded seldom. */
+enum { WINDOW = 512, FEWEST_ROWS = 64, LOGITS = 1 << 25 };
 
 typedef struct pair {
     qe_engine  *engine[2];
     qe_session *session[2];
-    float      *logits[2];          /* [ROWS][vocab] */
+    float      *logits[2];          /* [rows][vocab] */
     double     *kl;                 /* of every scored token */
     int32_t    *ids;                /* [window]: one window's */
-    int64_t     vocab, scored, agreed;
+    int64_t     rows, vocab, scored, agreed;
     double      nll[2];
 } pair;
 
-/* Logarithm of the sum of exponentials, and the place of the largest. */
-static double log_sum(const float *row, int64_t n, int64_t *top) {
+static int64_t largest(const float *row, int64_t n) {
     int64_t best = 0;
     for (int64_t i = 1; i < n; i++)
         if (row[i] > row[best]) best = i;
-    double sum = 0, high = (double)row[best];
-    for (int64_t i = 0; i < n; i++) sum += exp((double)row[i] - high);
-    *top = best;
-    return high + log(sum);
+    return best;
 }
 
-static double divergence(const float *reference, double la, const float *candidate, double lb, int64_t n) {
-    double kl = 0;
+/* What one pass over two rows of logits gives: logarithms of the sums of exponentials, the most likely tokens, and
+ * KL(P, Q) = sum p (a - b) - log_a + log_b. */
+typedef struct both {
+    double  log_a, log_b, kl;
+    int64_t top_a, top_b;
+} both;
+
+static both compare_rows(const float *a, const float *b, int64_t n) {
+    both r = {.top_a = largest(a, n), .top_b = largest(b, n)};
+    double high_a = (double)a[r.top_a], high_b = (double)b[r.top_b], sum_a = 0, sum_b = 0, apart = 0;
     for (int64_t i = 0; i < n; i++) {
-        double pa = (double)reference[i] - la, pb = (double)candidate[i] - lb;
-        kl += exp(pa) * (pa - pb);
+        double x = (double)a[i], y = (double)b[i], e = exp(x - high_a);
+        sum_a += e;
+        apart += e * (x - y);
+        sum_b += exp(y - high_b);
     }
-    return kl > 0 ? kl : 0;
+    r.log_a = high_a + log(sum_a);
+    r.log_b = high_b + log(sum_b);
+    double kl = apart / sum_a - r.log_a + r.log_b;
+    r.kl = kl > 0 ? kl : 0;
+    return r;
 }
 
 double qe_kl_divergence(const float *reference, const float *candidate, int64_t n) {
-    int64_t top;
-    double la = log_sum(reference, n, &top), lb = log_sum(candidate, n, &top);
-    return divergence(reference, la, candidate, lb, n);
+    return compare_rows(reference, candidate, n).kl;
 }
 
 static void score(pair *p, const float *a, const float *b, int32_t next) {
-    int64_t top[2];
-    double la = log_sum(a, p->vocab, &top[0]), lb = log_sum(b, p->vocab, &top[1]);
-    p->nll[0] += la - (double)a[next];
-    p->nll[1] += lb - (double)b[next];
-    p->agreed += top[0] == top[1];
-    p->kl[p->scored++] = divergence(a, la, b, lb, p->vocab);
+    both r = compare_rows(a, b, p->vocab);
+    p->nll[0] += r.log_a - (double)a[next];
+    p->nll[1] += r.log_b - (double)b[next];
+    p->agreed += r.top_a == r.top_b;
+    p->kl[p->scored++] = r.kl;
 }
 
 static qe_status window_scores(pair *p, const int32_t *ids, int64_t count, qe_error *err) {
     for (int i = 0; i < 2; i++) QE_TRY(qe_session_rewind(p->session[i], 0, err));
-    for (int64_t at = 0; at < count; at += ROWS) {
-        int64_t n = count - at < ROWS ? count - at : ROWS;
+    for (int64_t at = 0; at < count; at += p->rows) {
+        int64_t n = count - at < p->rows ? count - at : p->rows;
         for (int i = 0; i < 2; i++) {
             const qe_step_item item = {.session = p->session[i], .tokens = ids + at, .n_tokens = n, .want = QE_WANT_ALL,
                                        .logits = p->logits[i], .ld_logits = p->vocab};
@@ -93,8 +101,10 @@ static bool begins_with_bos(const qe_model *model, int32_t id) {
 
 static qe_status measure(pair *p, const int32_t *ids, int64_t count, int64_t window, qe_progress *progress, void *ctx,
                          qe_error *err) {
+    int64_t fit = LOGITS / p->vocab;
+    p->rows = fit < FEWEST_ROWS ? FEWEST_ROWS : fit < window ? fit : window;
     for (int i = 0; i < 2; i++) {
-        p->logits[i] = malloc((size_t)(ROWS * p->vocab) * sizeof **p->logits);
+        p->logits[i] = malloc((size_t)(p->rows * p->vocab) * sizeof **p->logits);
         if (!p->logits[i]) return qe_error_set(err, QE_E_NOMEM, "no memory for logits");
         QE_TRY(qe_session_create(p->engine[i], &p->session[i], err));
     }
