@@ -7,6 +7,8 @@
 #include <chrono>
 #include <thread>
 
+#include <qengine/tokenizer.h>
+
 #include "program_rig.h"
 #include "support.h"
 
@@ -16,6 +18,7 @@ const std::string program = QE_TEST_BIN "/qrun", model = QE_TEST_DATA "/tiny-lla
 
 using program_rig::Result;
 using program_rig::wait_for;
+using qe_test::is_ok;
 pid_t start(const std::vector<std::string> &args, const std::string &out, const std::string &err) {
     return program_rig::start(program, args, out, err);
 }
@@ -132,6 +135,14 @@ TEST_F(Qrun, PerplexityIsFarBelowUniform) {
     size_t tokens = 0;
     ASSERT_EQ(sscanf(r.out.c_str(), "perplexity %lf over %zu tokens", &perplexity, &tokens), 2) << r.out;
     EXPECT_GT(tokens, 512u);                  /* more than one window */
+    size_t ids = 0;
+    qe_error error{};
+    qe_tokenizer *tokenizer = nullptr;
+    ASSERT_TRUE(is_ok(qe_tokenizer_open_json((model + "/tokenizer.json").c_str(), nullptr, &tokenizer, &error), error));
+    std::string words = qe_test::read_file(text);
+    EXPECT_TRUE(is_ok(qe_tokenizer_encode(tokenizer, words.data(), words.size(), nullptr, nullptr, 0, &ids, &error), error));
+    qe_tokenizer_close(tokenizer);
+    EXPECT_EQ(tokens, ids - 1);               /* every window has a BOS before its tokens, so that none of them goes unpredicted */
     EXPECT_GT(perplexity, 1.0);
     EXPECT_LT(perplexity, 1024 / 4.0);
 }

@@ -399,17 +399,23 @@ static qe_status score_rows(program *p, const int32_t *ids, int64_t n, const flo
     return QE_OK;
 }
 
+/* Where the tokenizer put BOS before the text, every window begins with it: models trained so are lost without it. As
+ * qe_quality_measure() does, so that both give one figure. */
 static qe_status score_windows(program *p, const tokens *text, float *rows, perplexity *sum) {
     double start = now_s();
     qe_engine_info info;
     qe_engine_get_info(p->engine, &info);
+    int32_t ids[WINDOW_TOKENS];
     size_t window = info.context_tokens < WINDOW_TOKENS ? (size_t)info.context_tokens : WINDOW_TOKENS;
-    for (size_t at = 0; at < text->count;) {
-        size_t n = text->count - at < window ? text->count - at : window;
+    bool bos = window > 1 && text->count && text->ids[0] == qe_tokenizer_special(qe_model_tokenizer(p->model), QE_SPECIAL_BOS);
+    for (size_t at = 0, n; at < text->count; at += n) {
+        size_t first = bos && at ? 1 : 0;
+        n = text->count - at < window - first ? text->count - at : window - first;
+        ids[0] = text->ids[0];
+        memcpy(ids + first, text->ids + at, n * sizeof *ids);
         QE_TRY(qe_session_rewind(p->session, 0, &p->err));
-        QE_TRY(walk(p, text->ids + at, n, rows, score_rows, sum));
-        at += n;
-        show_progress(p, "perplexity:", at, text->count, start);
+        QE_TRY(walk(p, ids, first + n, rows, score_rows, sum));
+        show_progress(p, "perplexity:", at + n, text->count, start);
     }
     return sum->scored ? QE_OK : qe_error_set(&p->err, QE_E_VALUE, "the text has a single token");
 }

@@ -43,14 +43,13 @@ def training_ids(debs, cache):
 
 @torch.no_grad()
 def perplexity(model, text):
-    """As qrun --perplexity: windows of 512 tokens, the first of each predicts only."""
-    ids, total, count = torch.tensor(Tokenizer(DATA / "tiny-llama/tokenizer.json").encode(text)), 0.0, 0
-    for at in range(0, len(ids), CONTEXT):
-        window = ids[at:at + CONTEXT].unsqueeze(0)
-        if window.shape[1] > 1:
-            total += model.loss(window.to(model.head.device)).item() * (window.shape[1] - 1)
-            count += window.shape[1] - 1
-    return math.exp(total / count)
+    """As qrun --perplexity: windows of 512 tokens, BOS the first of each."""
+    bos, *ids = Tokenizer(DATA / "tiny-llama/tokenizer.json").encode(text)
+    total = 0.0
+    for at in range(0, len(ids), CONTEXT - 1):
+        window = torch.tensor([[bos] + ids[at:at + CONTEXT - 1]])
+        total += model.loss(window.to(model.head.device)).item() * (window.shape[1] - 1)
+    return math.exp(total / len(ids))
 
 
 def optimizer_for(model, rate):

@@ -43,6 +43,11 @@ def library_of(args):
     return args.library or Path(args.qquant).resolve().parent.parent / "libqengine.so"
 
 
+def windows(ids):
+    """Those of qrun --perplexity: 512 tokens, BOS the first of each."""
+    return [ids[:1] + ids[at:at + 511] for at in range(1, len(ids), 511)]
+
+
 def check_compressed(args, folder):
     import torch
     from compressed_tensors.compressors.base import BaseCompressor
@@ -85,8 +90,8 @@ def check_transformers(args, folder):
         ids = Tokenizer.from_file(str(out / "tokenizer.json")).encode(TEXT.read_text(encoding="utf-8")).ids
         total, scored = 0.0, 0
         with torch.no_grad():
-            for at in range(0, len(ids), 512):
-                window = torch.tensor([ids[at:at + 512]])
+            for window in windows(ids):
+                window = torch.tensor([window])
                 log = model(input_ids=window).logits[0].double().log_softmax(-1)
                 total -= log[:-1].gather(1, window[0, 1:, None]).sum().item()
                 scored += window.shape[1] - 1
@@ -126,8 +131,7 @@ def check_gguf(args, folder):
         llama = Llama(str(out), n_ctx=512, n_threads=2, logits_all=True, verbose=False)
         ids = llama.tokenize(TEXT.read_bytes(), add_bos=True, special=False)
         total, scored = 0.0, 0
-        for at in range(0, len(ids), 512):
-            window = ids[at:at + 512]
+        for window in windows(ids):
             llama.reset()
             llama.eval(window)
             logits = np.array(llama.scores[:len(window)], dtype=np.float64)
