@@ -79,6 +79,17 @@ TEST_F(Qquant, BudgetAndItsRecipe) {
     EXPECT_EQ(contents(folder.file("m")), contents(folder.file("n")));
 }
 
+TEST_F(Qquant, ComparesAsManyTokensAsAsked) {
+    const std::vector<std::string> command = {"--compare", tiny, "--model", tiny, "--text", QE_TEST_DATA "/heldout.txt", "--text-tokens"};
+    for (const char *tokens : {"1", "511", "512", "600"}) {     /* a window holds 511 behind BOS */
+        auto args = command;
+        args.push_back(tokens);
+        Result r = run(args);
+        EXPECT_EQ(r.code, 0) << r.err;
+        EXPECT_EQ(r.out.rfind("tokens " + std::string(tokens) + " ", 0), 0u) << r.out;
+    }
+}
+
 /* bench/plot.py on a report and on the golden table: both pictures, and one line for what is neither. */
 TEST_F(Qquant, QualityIsDrawn) {
     const std::string python = QE_SOURCE_DIR "/build/venv/bin/python", plot = python + " " QE_SOURCE_DIR "/bench/plot.py ";
@@ -124,6 +135,7 @@ TEST_F(Qquant, MistakesGetOneLine) {
         {{"--model", tiny, "--scheme", "w8a8", "--nonsense"}, 2, "--nonsense"},
         {{"--model", tiny, "--scheme", "w8a8", "--out", "x", "--threads", "none"}, 2, "none"},
         {{"--compare", tiny, "--model", tiny}, 2, "--text"},
+        {{"--model", tiny, "--scheme", "w8a8", "--out", "x", "--text", "x", "--text-tokens", "9"}, 2, "--compare"},
         {{"--model", tiny, "--budget", "many", "--calib", QE_TEST_DATA "/calib.txt", "--out", "x"}, 2, "many"},
         {{"--model", tiny, "--budget", "4.5X", "--calib", QE_TEST_DATA "/calib.txt", "--out", "x"}, 2, "4.5X"},
         {{"--model", tiny, "--budget", "-1", "--calib", QE_TEST_DATA "/calib.txt", "--out", "x"}, 2, "-1"},

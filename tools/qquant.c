@@ -33,13 +33,14 @@ static const char usage[] =
     "                    schemes of --scheme by what each costs the model's output on the text\n"
     "  --recipe-out FILE the recipe chosen under --budget; given to --scheme it makes the same bytes again\n"
     "  --text FILE       held-out text: the result is compared with its source before it is put in place, for the report\n"
+    "  --text-tokens N   how many of its tokens --compare predicts (all)\n"
     "  --resume          go on where an earlier run of the same command stopped\n"
     "  --shard-bytes N   largest safetensors file (4 GiB);  --seed S;  --threads T\n"
     "  --quiet           no progress, no table;  --version\n";
 
 typedef struct options {
     const char *model, *scheme, *method, *calib, *format, *out, *compare, *text, *quantize, *budget, *recipe_out;
-    long        tokens, sequences, threads, shard, seed;
+    long        tokens, text_tokens, sequences, threads, shard, seed;
     double      budget_bits, budget_bytes;
     bool        resume, dry_run, explain, list, quiet;
 } options;
@@ -117,6 +118,7 @@ static int parse(int argc, char **argv, options *o) {
         {"--model", TEXT, &o->model}, {"--scheme", TEXT, &o->scheme}, {"--method", TEXT, &o->method}, {"--calib", TEXT, &o->calib},
         {"--format", TEXT, &o->format}, {"--out", TEXT, &o->out}, {"--compare", TEXT, &o->compare}, {"--text", TEXT, &o->text},
         {"--quantize", TEXT, &o->quantize}, {"--budget", TEXT, &o->budget}, {"--recipe-out", TEXT, &o->recipe_out}, {"--calib-tokens", COUNT, &o->tokens},
+        {"--text-tokens", COUNT, &o->text_tokens},
         {"--calib-sequences", COUNT, &o->sequences}, {"--threads", COUNT, &o->threads}, {"--shard-bytes", COUNT, &o->shard},
         {"--seed", COUNT, &o->seed}, {"--resume", FLAG, &o->resume},
         {"--dry-run", FLAG, &o->dry_run}, {"--explain", FLAG, &o->explain}, {"--list", FLAG, &o->list}, {"--quiet", FLAG, &o->quiet}};
@@ -134,6 +136,7 @@ static int parse(int argc, char **argv, options *o) {
     }
     if (o->list) return 0;
     if (!o->model) return usage_error("--model DIR is missing", NULL);
+    if (o->text_tokens && !o->compare) return usage_error("--text-tokens needs --compare", NULL);
     if (o->compare) return o->text ? 0 : usage_error("--compare needs --text FILE", NULL);
     if (o->budget && !read_budget(o)) return usage_error("a budget is bits of a weight (4.5, at most 64) or bytes (120M), not", o->budget);
     if (o->budget && !o->calib) return usage_error("--budget needs --calib FILE", NULL);
@@ -340,6 +343,7 @@ static qe_status compare_ids(program *p, const side *a, const side *b, const cha
     int32_t *ids = malloc((count + 1) * sizeof *ids);
     if (!ids) return qe_error_set(&p->err, QE_E_NOMEM, "no memory for %zu tokens", count);
     qe_status status = qe_tokenizer_encode(t, text, bytes, NULL, ids, count, &count, &p->err);
+    if (p->o.text_tokens && (size_t)p->o.text_tokens + 1 < count) count = (size_t)p->o.text_tokens + 1; /* the first is given */
     p->start_s = now_s();
     p->first_done = -1;
     if (!status) status = qe_quality_measure(a->engine, b->engine, ids, (int64_t)count, 0, on_tokens, p, &q, &p->err);
