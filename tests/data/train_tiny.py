@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains the bundled tiny Llama model and writes tests/data/tiny-llama, heldout.txt and calib.txt.
+"""Trains the bundled tiny Llama model and writes tests/data/tiny-llama, heldout.txt, quality.txt and calib.txt.
 
 The text is public domain and comes out of two Debian packages (see PROVENANCE.md):
 
@@ -32,6 +32,7 @@ PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"
 CONTEXT = 512
 HELD_OUT_EVERY = 40
+QUALITY_BYTES = 69500  # 16,000 tokens of Gemma 3 and some
 
 
 def unpack(debs, work):
@@ -106,6 +107,17 @@ def take(documents, n_bytes):
             break
         out.append(line)
     return "\n".join(out) + "\n"
+
+
+def quality_text(kinds, used, n_bytes):
+    """About `n_bytes` of the documents that `used` has nothing of, the kinds in turn, so that any beginning is a mixture."""
+    queues = [[d for d in documents if d.split("\n")[0] not in used] for documents in kinds]
+    out, sizes = [], [0] * len(queues)
+    while any(queues) and sum(sizes) < n_bytes:
+        at = min((i for i in range(len(queues)) if queues[i]), key=lambda i: sizes[i])
+        out.append(queues[at].pop(0))
+        sizes[at] += len(out[-1].encode()) + 1
+    return take(out, n_bytes)
 
 
 def train_tokenizer(documents, vocab, special=(UNK, BOS, EOS), bos=BOS):
@@ -218,7 +230,9 @@ def main():
         web, web_held = split(web_documents(Path(work)))
         jargon, jargon_held = split(jargon_documents(Path(work)))
     training = web + jargon
-    (args.out / "heldout.txt").write_text(take(web_held[5:], 4500) + take(jargon_held[2:], 4500), encoding="utf-8")
+    heldout = take(web_held[5:], 4500) + take(jargon_held[2:], 4500)
+    (args.out / "heldout.txt").write_text(heldout, encoding="utf-8")
+    (args.out / "quality.txt").write_text(quality_text((web_held, jargon_held), heldout, QUALITY_BYTES), encoding="utf-8")
     (args.out / "calib.txt").write_text(take(web[300:], 4000) + take(jargon[60:], 4000), encoding="utf-8")
     tokenizer = train_tokenizer(training, args.vocab)
     n_bytes = sum(len(d.encode()) for d in training)
