@@ -128,7 +128,8 @@ class Model:
         if not self.source.exists():
             sys.exit(f"{self.source} is missing: scripts/model.sh obtains it")
         weights = self.source if self.source.is_file() else self.source / "model.safetensors"
-        self.key = digest(self.qquant, *sorted(args.bin.parent.glob("libqengine.so.*.*.*")), weights, TEXT, CALIBRATION, str(TOKENS[name]))
+        self.key = digest(self.qquant, *sorted(args.bin.parent.glob("libqengine.so.*.*.*")), weights, TEXT, CALIBRATION,
+                          str(TOKENS[name]))
         self.folder = self.dequantized() if self.source.is_file() else self.source
 
     def dequantized(self):
@@ -159,8 +160,8 @@ class Model:
         if kept.exists():
             return json.loads(kept.read_text())
         folder, bits = self.quantized(name, recipe, method)
-        out = run(self.qquant, "--compare", self.folder, "--model", folder, "--text", TEXT, "--text-tokens", TOKENS[self.name], "--threads", 1,
-                  "--quiet")
+        out = run(self.qquant, "--compare", self.folder, "--model", folder, "--text", TEXT, "--text-tokens",
+                  TOKENS[self.name], "--threads", 1, "--quiet")
         tokens, *values = LINE.search(out).groups()
         text = json.dumps(recipe) if isinstance(recipe, dict) else f"budget {recipe}" if isinstance(recipe, float) else recipe or ""
         row = dict(zip(FIELDS, [self.name, name, text, method, f"{bits:.4f}", f"{weight_bytes(folder) / 1e6:.3f}", tokens, *values]))

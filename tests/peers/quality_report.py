@@ -70,8 +70,8 @@ def claims(rows):
 def table(rows, models):
     """Markdown: a line for each row of the first model, beside it what the others reached."""
     first, *others = [{row["name"]: row for row in rows if row["model"] == model} for model in models]
-    lines = ["| row | bits | perplexity | mean KL | p99 KL | top-1 % |" + "".join(f" {model}: perplexity | mean KL | top-1 % |" for model in models[1:]),
-             "|---" * (6 + 3 * len(others)) + "|"]
+    head = "| row | bits | perplexity | mean KL | p99 KL | top-1 % |"
+    lines = [head + "".join(f" {model}: perplexity | mean KL | top-1 % |" for model in models[1:]), "|---" * (6 + 3 * len(others)) + "|"]
     for name, row in first.items():
         cells = [name, f"{float(row['bits_per_weight']):.2f}", f"{float(row['perplexity']):.3f}", f"{float(row['kl_mean']):.5f}",
                  f"{float(row['kl_p99']):.4f}", f"{float(row['top1']):.1f}"]
