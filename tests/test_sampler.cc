@@ -64,6 +64,27 @@ TEST(Sampler, GreedyTakesTheLowestOfEquals) {
     EXPECT_NEAR(logprob, -std::log(4.0), 1e-6);
 }
 
+/* The row is searched in lanes: every place of the largest and of what is refused, in whole and in broken lanes. */
+TEST(Sampler, FindsTheLargestAndTheRefusedAtEveryPlace) {
+    int places = 0;
+    for (size_t n : {1, 2, 15, 16, 17, 31, 32, 33, 49})
+        for (size_t at = 0; at < n; at++, places++) {
+            std::vector<float> row(n, -2.0f);
+            row[at] = row[n - 1] = 3.0f;
+            if (at) row[0] = -INFINITY;
+            EXPECT_EQ(draw(row, settings(0, 0, 0, 0), 0), (int32_t)at) << n << " logits";
+            for (float bad : {INFINITY, std::numeric_limits<float>::quiet_NaN()}) {
+                row[at] = bad;
+                qe_error err;
+                int32_t token = -1;
+                ASSERT_EQ(qe_sample(row.data(), (int64_t)n, nullptr, 0, nullptr, &token, nullptr, &err), QE_E_VALUE);
+                EXPECT_NE(std::string(err.message).find("logit " + std::to_string(at) + " is"), std::string::npos)
+                    << err.message;
+            }
+        }
+    EXPECT_GT(places, 0);
+}
+
 /* Frequencies of 4,000 draws match the distribution the definition gives, and nothing else is ever drawn. */
 TEST(Sampler, DrawsFollowTheFilteredDistribution) {
     qe_test::Random random(3);
