@@ -219,6 +219,34 @@ TEST(Pool, WakesSleepersAndServesSeveralCallers) {
     qe_pool_destroy(pool);
 }
 
+struct HeldUp {
+    std::atomic<int> done{0};
+    bool alone = false;      // the others were done while index 0 was held up
+};
+void hold_first(void *arg, int32_t index, int32_t count) {
+    HeldUp *h = (HeldUp *)arg;
+    if (index) {
+        h->done++;
+        return;
+    }
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (h->done < count - 1 && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+    h->alone = h->done == count - 1;
+}
+
+TEST(Pool, AThreadHeldUpDelaysNoOtherIndex) {
+    for (int threads : {2, 3, 8}) {
+        qe_pool *pool = nullptr;
+        ASSERT_EQ(qe_pool_create(threads, &pool, nullptr), QE_OK);
+        for (int count : {2, 9, 64}) {
+            HeldUp held;
+            qe_pool_run(pool, hold_first, &held, count);
+            EXPECT_TRUE(held.alone) << threads << " threads, " << count << " indices: " << held.done << " done";
+        }
+        qe_pool_destroy(pool);
+    }
+}
+
 TEST(Pool, RefusesBadCounts) {
     qe_pool *pool = nullptr;
     EXPECT_EQ(qe_pool_create(0, &pool, nullptr), QE_E_ARGUMENT);

@@ -1,6 +1,7 @@
 /* base/os.h -- the floor under the library: all that differs between operating systems. One file implements it each. */
 #ifndef QE_BASE_OS_H
 #define QE_BASE_OS_H
+#include <pthread.h>
 #include <stdbool.h>
 #include <qengine/base.h>
 
@@ -23,7 +24,7 @@ uint64_t    qe_os_now_us(void);              /* monotonic */
 int32_t     qe_os_cpus(void);                /* logical CPUs this process may use: affinity, then cgroup quota; >= 1 */
 int32_t     qe_os_physical_cores(void);      /* of those, distinct cores */
 int32_t     qe_os_cpu_list(int32_t *out, int32_t most);   /* CPUs this process may use: one of each core, then the rest */
-bool        qe_os_pin_thread(int32_t cpu);   /* the calling thread; false when the system refuses */
+bool        qe_os_pin_thread(pthread_t thread, int32_t cpu);   /* false when the system refuses */
 const char *qe_os_env(const char *name);     /* NULL in set-user-id programs */
 
 /* A decimal number as a double, '.' whatever the locale. False: beyond what a double holds. */

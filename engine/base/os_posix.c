@@ -164,11 +164,11 @@ int32_t qe_os_cpu_list(int32_t *out, int32_t most) {
     return ordered_cpus(out, most, &cores);
 }
 
-bool qe_os_pin_thread(int32_t cpu) {
+bool qe_os_pin_thread(pthread_t thread, int32_t cpu) {
     cpu_set_t set;
     CPU_ZERO(&set);
     CPU_SET(cpu, &set);
-    return sched_setaffinity(0, sizeof set, &set) == 0;
+    return pthread_setaffinity_np(thread, sizeof set, &set) == 0;
 }
 
 const char *qe_os_env(const char *name) {

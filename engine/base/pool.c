@@ -1,5 +1,7 @@
-/* A static-partition pool. Workers wait for `generation` to move, the caller waits for `running` to reach zero; both
- * spin about as long as one decode step's gaps last, then sleep on a futex, so an idle engine burns no CPU. */
+/* Threads that claim a task's indices one by one. Workers wait for `generation` to move, the caller waits for `running` to
+ * reach zero; both spin about as long as one decode step's gaps last, then sleep on a futex, so an idle engine burns no
+ * CPU. A worker that the system holds up, or that has not woken yet, delays the index it has claimed and no other: the
+ * caller takes the rest, and does not wait for workers that claimed nothing. */
 #define _GNU_SOURCE
 #include "base/pool.h"
 
@@ -43,25 +45,20 @@ static void relax(void) {
 
 enum { MAX_THREADS = 1024, SPINS = 20000 };   /* about 0.3 ms where a pause takes 40 cycles */
 
-typedef struct worker {
-    qe_pool  *pool;
-    pthread_t thread;
-    int32_t   id;
-} worker;
-
 struct qe_pool {
     int32_t         threads, spins;
     pid_t           owner;
     pthread_mutex_t turn;                 /* held by the caller whose task runs */
-    qe_pool_task   *task;                 /* these three: written before generation moves, read after */
+    qe_pool_task   *task;                 /* these three: written before `left`, read by who has claimed an index */
     void           *arg;
     int32_t         count;
-    bool            stop;
+    atomic_bool     stop;
     _Alignas(64) atomic_uint generation;
-    atomic_uint     sleepers;             /* workers that sleep or are about to */
-    _Alignas(64) atomic_uint running;     /* workers not done with this generation */
+    atomic_uint     sleepers;             /* 1: a worker sleeps or is about to */
+    _Alignas(64) atomic_int left;         /* indices nobody has claimed */
+    _Alignas(64) atomic_uint running;     /* indices not done */
     atomic_uint     caller_sleeps;
-    worker          workers[];            /* threads - 1 */
+    pthread_t       workers[];            /* threads - 1 */
 };
 
 static void futex_wait(atomic_uint *word, unsigned seen) {
@@ -73,60 +70,80 @@ static void futex_wake(atomic_uint *word) {
 }
 
 /* Until *word differs from `seen`. `sleepers` is raised before the last look, and whoever changes the word looks at
- * `sleepers` after it did (both sequentially consistent), so no wake-up is lost. */
+ * `sleepers` after it did (both sequentially consistent), so no wake-up is lost. The waker lowers it: a thread that is
+ * awake but has no CPU yet is not woken again by each task that goes by. */
 static void wait_change(atomic_uint *word, unsigned seen, atomic_uint *sleepers, int32_t spins) {
     for (int32_t i = 0; i < spins; i++) {
         if (atomic_load_explicit(word, memory_order_acquire) != seen) return;
         relax();
     }
-    atomic_fetch_add(sleepers, 1);
-    while (atomic_load(word) == seen) futex_wait(word, seen);
-    atomic_fetch_sub(sleepers, 1);
+    for (;;) {
+        atomic_store(sleepers, 1);
+        if (atomic_load(word) != seen) return;
+        futex_wait(word, seen);
+    }
 }
 
-static void run_share(qe_pool_task *task, void *arg, int32_t first, int32_t step, int32_t count) {
+static void wake(atomic_uint *word, atomic_uint *sleepers) {
+    if (atomic_load(sleepers) && atomic_exchange(sleepers, 0)) futex_wake(word);
+}
+
+static void run_alone(qe_pool_task *task, void *arg, int32_t count) {
     unsigned saved = float_state_enter();
-    for (int32_t i = first; i < count; i += step) task(arg, i, count);
+    for (int32_t i = 0; i < count; i++) task(arg, i, count);
+    float_state_leave(saved);
+}
+
+/* Runs indices until all are claimed. Whoever holds a claim keeps `running` above zero, and with it the task in place. */
+static void run_claims(qe_pool *p) {
+    unsigned saved = float_state_enter();
+    for (int left = atomic_load_explicit(&p->left, memory_order_relaxed); left > 0;) {
+        if (!atomic_compare_exchange_weak_explicit(&p->left, &left, left - 1, memory_order_acq_rel, memory_order_relaxed))
+            continue;
+        p->task(p->arg, p->count - left, p->count);
+        if (atomic_fetch_sub(&p->running, 1) == 1) wake(&p->running, &p->caller_sleeps);
+        left = atomic_load_explicit(&p->left, memory_order_relaxed);
+    }
     float_state_leave(saved);
 }
 
 static void *work(void *arg) {
-    worker *self = arg;
-    qe_pool *p = self->pool;
-    for (unsigned seen = 0;; seen++) {
+    qe_pool *p = arg;
+    for (unsigned seen = 0;;) {
         wait_change(&p->generation, seen, &p->sleepers, p->spins);
-        if (p->stop) return NULL;
-        run_share(p->task, p->arg, self->id, p->threads, p->count);
-        if (atomic_fetch_sub(&p->running, 1) == 1 && atomic_load(&p->caller_sleeps)) futex_wake(&p->running);
+        seen = atomic_load(&p->generation);      /* one that moves later is met by the next wait */
+        if (atomic_load(&p->stop)) return NULL;
+        run_claims(p);
     }
 }
 
 static void start_generation(qe_pool *p) {
     atomic_fetch_add(&p->generation, 1);
-    if (atomic_load(&p->sleepers)) futex_wake(&p->generation);
+    wake(&p->generation, &p->sleepers);
 }
 
 void qe_pool_run(void *pool, qe_pool_task *task, void *arg, int32_t count) {
     qe_pool *p = pool;
     if (!p || p->threads == 1 || count <= 1 || p->owner != getpid()) {
-        run_share(task, arg, 0, 1, count);
+        run_alone(task, arg, count);
         return;
     }
     pthread_mutex_lock(&p->turn);
     p->task = task, p->arg = arg, p->count = count;
-    atomic_store(&p->running, (unsigned)p->threads - 1);
+    atomic_store(&p->running, (unsigned)count);
+    atomic_store(&p->left, count);
     start_generation(p);
-    run_share(task, arg, 0, p->threads, count);
-    for (unsigned left; (left = atomic_load(&p->running)) != 0;)
-        wait_change(&p->running, left, &p->caller_sleeps, p->spins);
+    run_claims(p);
+    for (unsigned running; (running = atomic_load(&p->running)) != 0;)
+        wait_change(&p->running, running, &p->caller_sleeps, p->spins);
     pthread_mutex_unlock(&p->turn);
 }
 
 /* Wakes and joins the first `started` workers. */
 static void stop_workers(qe_pool *p, int32_t started) {
-    p->stop = true;
+    atomic_store(&p->stop, true);
     start_generation(p);
-    for (int32_t i = 0; i < started; i++) pthread_join(p->workers[i].thread, NULL);
+    for (int32_t i = 0; i < started; i++) pthread_join(p->workers[i], NULL);
 }
 
 static qe_status start_workers(qe_pool *p, qe_error *err) {
@@ -137,10 +154,7 @@ static qe_status start_workers(qe_pool *p, qe_error *err) {
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     for (; started < p->threads - 1; started++) {
-        worker *w = &p->workers[started];
-        w->pool = p;
-        w->id = started + 1;
-        code = pthread_create(&w->thread, NULL, work, w);
+        code = pthread_create(&p->workers[started], NULL, work, p);
         if (code) break;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
@@ -158,7 +172,7 @@ qe_status qe_pool_create(int32_t threads, qe_pool **out, qe_error *err) {
     if (!out) return qe_error_set(err, QE_E_ARGUMENT, "out must not be NULL");
     if (threads < 1 || threads > MAX_THREADS)
         return qe_error_set(err, QE_E_ARGUMENT, "%d threads, expected 1 to %d", threads, MAX_THREADS);
-    size_t bytes = sizeof(qe_pool) + (size_t)(threads - 1) * sizeof(worker);
+    size_t bytes = sizeof(qe_pool) + (size_t)(threads - 1) * sizeof(pthread_t);
     qe_pool *p = qe_os_alloc(bytes);
     if (!p) return qe_error_set(err, QE_E_NOMEM, "no memory for a pool of %d threads", threads);
     memset(p, 0, bytes);
@@ -182,25 +196,12 @@ void qe_pool_destroy(qe_pool *pool) {
     release(pool);
 }
 
-typedef struct pin_job {
-    const int32_t *cpus;
-    atomic_int     refused;
-} pin_job;
-
-static void pin_task(void *arg, int32_t index, int32_t count) {
-    pin_job *job = arg;
-    (void)count;
-    if (index > 0 && !qe_os_pin_thread(job->cpus[index])) atomic_fetch_add(&job->refused, 1);
-}
-
 qe_status qe_pool_pin(qe_pool *pool, qe_error *err) {
-    int32_t cpus[MAX_THREADS];
-    pin_job job = {.cpus = cpus};
+    int32_t cpus[MAX_THREADS], refused = 0;
     int32_t found = qe_os_cpu_list(cpus, MAX_THREADS);
     if (pool->threads > found)
         return qe_error_set(err, QE_E_ARGUMENT, "%d threads cannot be pinned to %d CPUs", pool->threads, found);
-    qe_pool_run(pool, pin_task, &job, pool->threads);
-    int refused = atomic_load(&job.refused);
+    for (int32_t i = 1; i < pool->threads; i++) refused += !qe_os_pin_thread(pool->workers[i - 1], cpus[i]);
     return refused ? qe_error_set(err, QE_E_UNSUPPORTED, "the system refused to pin %d threads", refused) : QE_OK;
 }
 

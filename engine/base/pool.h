@@ -1,5 +1,5 @@
-/* base/pool.h -- threads that run one task together, statically divided: index i of a task runs on thread i % threads,
- * the caller being thread 0. Nothing is pinned unasked. Inside a task the floating-point state is round to nearest, no flush to
+/* base/pool.h -- threads that run one task together. Each claims the next index until none is left, the caller among them,
+ * so which thread runs an index is open: results depend on index and count alone. Nothing is pinned unasked. Inside a task the floating-point state is round to nearest, no flush to
  * zero, whatever the caller's is (restored on return).
  *
  * Concurrent callers take turns. A task never calls qe_pool_run of its own pool. In a forked child the workers are gone:
