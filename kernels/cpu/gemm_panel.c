@@ -10,7 +10,9 @@
 
 enum {
     SWEEP_BYTES = 256 * 1024,   /* of activations held against one panel: half the L2 of small cores */
-    WIDE_TILES = 3              /* from this many tiles on, narrow codes are unpacked once a sweep */
+    WIDE_TILES = 3,             /* from this many tiles on, narrow codes are unpacked once a sweep */
+    CLAIM_BYTES = 64 * 1024,    /* of panels in one task, some microseconds of work for each claim */
+    CLAIMS = 64                 /* tasks a thread, at most */
 };
 
 typedef struct panel_job {
@@ -53,6 +55,15 @@ static bool widened(const panel_job *j, int32_t tiles) { return j->format.bits <
 
 static size_t work_bytes(const panel_job *j, uint32_t tasks) {
     return j->tile_bytes * (size_t)j->tiles + (widened(j, j->tiles) ? (size_t)j->wide.panel_bytes * tasks : 0);
+}
+
+/* Tasks of a call: for few rows more than threads, so that a thread which the system holds up keeps little from the others;
+ * for many as many as threads, each with its slice of the workspace and few walks over the tiles. */
+static int32_t run_tasks(const panel_job *j, int32_t units) {
+    if (units == 1 || j->tiles >= WIDE_TILES) return units;
+    int64_t bytes = (j->finish.args->w->shape.n + PANEL_COLUMNS - 1) / PANEL_COLUMNS * (int64_t)j->format.panel_bytes;
+    int64_t each = bytes / CLAIM_BYTES / units;
+    return units * (int32_t)(each < 1 ? 1 : each > CLAIMS ? CLAIMS : each);
 }
 
 static void tile_point(const panel_job *j, int32_t tile, panel_tile *t) {
@@ -232,7 +243,7 @@ static qe_status panel_run(const qk_plan *plan, const qk_gemm_args *args, const 
         return qe_error_set(err, QE_E_ARGUMENT, "m %lld is more than planned", (long long)args->x.m);
     int32_t units = (int32_t)plan->block;
     cpu_parallel(queue, fill_task, &j, j.tiles > units ? units : 1);
-    cpu_parallel(queue, run_task, &j, units);
+    cpu_parallel(queue, run_task, &j, run_tasks(&j, units));
     return QE_OK;
 }
 
