@@ -326,6 +326,7 @@ template <int N> PTX_FN void wgmma_wait() {
 WG_ALL(wgmma_rs_u8s8, 32, ".s32.u8.s8", int32_t, "+r", "")
 WG_ALL(wgmma_rs_s8s8, 32, ".s32.s8.s8", int32_t, "+r", "")
 WG_ALL(wgmma_rs_f16, 16, ".f32.f16.f16", float, "+f", ", 1, 1, 0")
+WG_ALL(wgmma_rs_bf16, 16, ".f32.bf16.bf16", float, "+f", ", 1, 1, 0")
 template <int N> PTX_FN void wgmma_s8s8(int32_t (&d)[N / 2], uint64_t da, uint64_t db);
 WG_SS(wgmma_s8s8, 16, 32, ".s32.s8.s8", int32_t, "+r", "%8, %9, 1")
 WG_SS(wgmma_s8s8, 64, 32, ".s32.s8.s8", int32_t, "+r", "%32, %33, 1")
