@@ -9,7 +9,7 @@ namespace w4a8_sm90 {
 template <int kUnits> struct Format : W4A8<kUnits> {
     using Acc = int32_t;
     static constexpr int kXBytes = 1;
-    static constexpr bool kFromShared = false, kTotals = false;
+    static constexpr bool kFromShared = false, kTotals = false, kPromotes = false;
     static constexpr int kCluster = 2;
     template <int N> static PTX_FN void mma(Acc (&d)[N / 2], const uint32_t (&a)[4], uint64_t x) {
 #if PTX_SM90

@@ -10,7 +10,7 @@ struct Format {
     using Acc = int32_t;
     struct Context {};
     static constexpr int kXBytes = 1, kBlockBytes = QK_W8_TILE_BYTES / 2; // 64 rows of the stored, swizzled tile
-    static constexpr bool kFromShared = true, kTotals = false;
+    static constexpr bool kFromShared = true, kTotals = false, kPromotes = false;
     static constexpr int kCluster = 2;
     template <int N> static PTX_FN void product(Acc (&d)[N / 2], uint64_t w, uint64_t x) {
 #if PTX_SM90

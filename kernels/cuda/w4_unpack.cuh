@@ -3,6 +3,7 @@
 // that + 8 (r = 1): the rows of its fragments of mma.m16n8k32, mma.m16n8k16 and wgmma alike.
 // kUnits: scales per row and block, 1 (groups of 128 columns and more) or 4 (one per 32 columns).
 #pragma once
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include "cuda_backend.h"
@@ -95,6 +96,36 @@ template <int kUnits> struct W4A16 {
                 }
             }
         }
+    }
+};
+
+// w = c - z in bf16, exact: 128 + c less 128 + z. The scale is applied to sums, in fp32.
+template <int kUnits> struct W4A16Codes : W4A16<kUnits> {
+    using State = W4Zeros;
+    static PTX_FN __nv_bfloat162 pair_of(uint32_t u) {
+        return __halves2bfloat162(__ushort_as_bfloat16(uint16_t(u)), __ushort_as_bfloat16(uint16_t(u >> 16)));
+    }
+    static PTX_FN uint32_t difference(uint32_t w, __nv_bfloat162 zero) {
+        const __nv_bfloat162 d = __hsub2(pair_of(ptx::lop3<0xea>(w, 0x000f000fu, 0x43004300u)), zero);
+        return uint32_t(__bfloat16_as_ushort(d.x)) | uint32_t(__bfloat16_as_ushort(d.y)) << 16;
+    }
+    PTX_FN float scale(int unit, int r) const {
+        return __half2float(__ushort_as_half(uint16_t(this->scales[unit] >> 16 * r)));
+    }
+    PTX_FN void unpack(uint32_t (&f)[4][4], int half) const {
+#pragma unroll
+        for (int p = 0; p < 2; p++) // 32 columns
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                const uint32_t z = ptx::prmt(this->zeros[kUnits == 1 ? 0 : half * 2 + p], 0, r ? 0x3232 : 0x1010);
+                const __nv_bfloat162 zero = pair_of(z + 0x43004300u);
+                uint32_t w = this->codes[half][p * 2 + r];
+#pragma unroll
+                for (int st = 0; st < 2; st++, w >>= 8) {
+                    f[p * 2 + st][r] = difference(w, zero);
+                    f[p * 2 + st][r + 2] = difference(w >> 4, zero);
+                }
+            }
     }
 };
 
