@@ -21,14 +21,19 @@ def block_bytes(family, units, detail=""):
     return CODES + units * 256, CODES + 8 * 256
 
 
-def tile90(family, units, tok, cluster):
-    xbytes, totals = (2, True) if family == "w4a16" else (1, False)
+def tile90(family, units, tok, cluster, detail=""):
+    xbytes, totals = (2, True) if family.endswith("a16") else (1, False)
     used, largest = block_bytes(family, units)
+    if detail.startswith("Wx"):
+        codes = 2 * CODES if detail == "WxCodes8" else CODES
+        used, largest = codes + units * 256, codes + units * (320 if detail == "WxCodes8" else 256)
+    promotes = bool(detail)
+    waiting = tok * 512 if promotes else 0  # sums of chunks before
     x = tok * 128 * xbytes
-    stages = min(8, (232448 - 256) // (x + 2 * largest))
+    stages = min(8, (232448 - 256 - waiting) // (x + 2 * largest))
     ring = stages * (x + 2 * largest)
-    shared = max(ring, tok * 132 * 4) // 8 * 8 + 8 + 16 * stages
-    handover = tok // 2 * (2 if totals else 1) > 64
+    shared = max(ring, tok * 132 * 4) // 8 * 8 + 8 + 16 * stages + waiting
+    handover = tok // 2 * (1 + totals + promotes) > 64
     return dict(rows=128, tok=tok, bk=128, threads=256 + (128 if handover else 32), mma_warps=8, stages=stages,
                 shared=shared, w_stage=2 * used, x_stage=x, xbits=8 * xbytes, cluster=cluster)
 
@@ -46,6 +51,10 @@ def tile_of(name):
     """Name as in the table ('gemm_w4a8_sm90: sm90::gemm<w4a8_sm90::Format<4>, 128>'), or None: no GEMM with tiles."""
     if m := re.search(r"sm90::gemm<(\w+)_sm90::Format(?:<(\d)>)?, (\d+)(?:, (\d+))?>", name):
         return tile90(m[1], int(m[2] or 1), int(m[3]), int(m[4] or 1))
+    if m := re.search(r"sm90::gemm<w4a16_sm90::Bfloat<(\d)>, (\d+)(?:, (\d+))?>", name):
+        return tile90("w4a16", int(m[1]), int(m[2]), int(m[3] or 1), "Bfloat")
+    if m := re.search(r"sm90::gemm<wxa16_sm90::Format<(?:\w+::)?(\w+), \w+, (\d)>, (\d+)(?:, (\d+))?>", name):
+        return tile90("wxa16", int(m[2]), int(m[3]), int(m[4] or 1), m[1])
     if m := re.search(r"sm80::gemm<(w4a8|w4a16|wxa16)(?:_sm80)?::(\w+)<(\w+)>, (\d+)>", name):
         units = int(m[3]) if m[3].isdigit() else 1
         return tile80(m[1], units, int(m[4]), m[2])
@@ -70,8 +79,15 @@ def of_plan(plan):
         return f"gemm_w8a8_sm80: w8a8_sm80::gemm<{(128, 32, 64)[plan['variant']]}>"
     tok = TOKENS[sm][plan["variant"]]
     if sm == "sm90":
-        form = "" if family == "w8a8" else f"<{units}>"
         cluster = 2 if plan["variant"] == 4 else 1
+        if family == "wxa16":
+            units = 8 if units == 4 and group % 32 else units
+            kind = "WxCodes8" if plan["bits"] > 4 else "WxTable4"
+            bf16 = "true" if plan["bf16"] else "false"
+            return f"gemm_wxa16_sm90: sm90::gemm<wxa16_sm90::Format<{kind}, {bf16}, {units}>, {tok}, {cluster}>"
+        if family == "w4a16" and plan["bf16"]:
+            return f"gemm_w4a16_sm90: sm90::gemm<w4a16_sm90::Bfloat<{units}>, {tok}, {cluster}>"
+        form = "" if family == "w8a8" else f"<{units}>"
         return f"gemm_{family}_sm90: sm90::gemm<{family}_sm90::Format{form}, {tok}, {cluster}>"
     if family == "w4a8":
         return f"gemm_w4a8_sm80: sm80::gemm<w4a8_sm80::Format<{units}>, {tok}>"

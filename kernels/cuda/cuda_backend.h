@@ -15,8 +15,8 @@ qe_status qk_cuda_wait(const qk_queue *queue, qe_error *err);
 
 extern const qk_layout qk_cuda_w8a8, qk_cuda_w4a8, qk_cuda_w4a16, qk_cuda_wxa16, qk_cuda_any;
 extern const qk_row qk_cuda_w8a8_sm90_row, qk_cuda_w8a8_sm80_row, qk_cuda_w4a8_sm90_row, qk_cuda_w4a8_sm80_row,
-    qk_cuda_w4a16_sm90_row, qk_cuda_w4a16_sm80_row, qk_cuda_w4a16_simt_row, qk_cuda_wxa16_sm80_row,
-    qk_cuda_wxa16_simt_row, qk_cuda_any_row;
+    qk_cuda_w4a16_sm90_row, qk_cuda_w4a16_sm80_row, qk_cuda_w4a16_simt_row, qk_cuda_wxa16_sm90_row,
+    qk_cuda_wxa16_sm80_row, qk_cuda_wxa16_simt_row, qk_cuda_any_row;
 size_t qk_cuda_fake_quant_bytes(const qk_fake_quant *f);
 qe_status qk_cuda_fake_quant(const qk_fake_quant *f, const qk_queue *queue, qe_error *err);
 qe_status qk_cuda_prepare(const qk_prepare *a, const qk_queue *queue, qe_error *err);

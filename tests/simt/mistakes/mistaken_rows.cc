@@ -1,12 +1,15 @@
 // Whole rows (plan, launch, reduce) on one shape each, against exact sums: built from copies of kernels/cuda that carry a
 // seeded mistake. KERNEL: 880 w8a8_sm80; 891 w8a8_sm90 with k split, 895 with int8 output; 892 the same in clusters, 893 over an odd number of
-// bands; 1680 wxa16_sm80 of 8-bit codes with zero points, 1684 of a table.
+// bands; 1680 wxa16_sm80 of 8-bit codes with zero points, 1684 of a table; 1690 and 1694 the same of wxa16_sm90, the one
+// with sums of all chunks in one block, the other with bf16 input and k split.
 #if KERNEL == 880
 #include "gemm_w8a8_sm80.cu"
 #elif KERNEL < 1000
 #include "gemm_w8a8_sm90.cu"
-#else
+#elif KERNEL < 1690
 #include "gemm_wxa16_sm80.cu"
+#else
+#include "gemm_wxa16_sm90.cu"
 #endif
 
 #include <algorithm>
@@ -19,7 +22,8 @@
 
 #include "simt_device.h"
 
-constexpr bool kInt8 = KERNEL == 895, kFloat = KERNEL > 1000, kTable = KERNEL == 1684;
+constexpr bool kInt8 = KERNEL == 895, kFloat = KERNEL > 1000, kTable = KERNEL == 1684 || KERNEL == 1694;
+constexpr bool kHopper = KERNEL >= 1690, kBf16 = KERNEL == 1694;
 constexpr int kM = KERNEL == 880 ? 40 : KERNEL == 892 ? 129 : KERNEL == 893 ? 130 : 19;
 constexpr int kN = KERNEL == 892 ? 256 : KERNEL == 893 ? 16 * 128 + 3 : 200;
 constexpr int kK = KERNEL == 891 ? 4700 : KERNEL == 892 ? 2350 : KERNEL == 893 ? 300 : 1300;
@@ -50,6 +54,9 @@ template <class T> T *device(const std::vector<T> &v) {
     std::memcpy(p, v.data(), v.size() * sizeof(T));
     return p;
 }
+uint16_t half_of(float v) {
+    return kBf16 ? qe_f32_to_bf16(v) : qe_f32_to_f16(v);
+}
 struct Weight { // values are small enough for fp32 sums to be exact where sums are floats
     qk_shape shape{};
     std::vector<uint8_t> codes, zeros;
@@ -69,7 +76,7 @@ Weight make_weight(std::mt19937 &g) {
     q.code = kTable ? QE_CODE_LUT : QE_CODE_INT, q.bits = kTable ? 4 : 8, q.scale = QE_NUM_F32, q.group_n = 1;
     q.zero = QE_ZERO_CONST, q.zero_const = kTable ? 0 : 128;
     if (kFloat) q.group_k = 32, w.groups = (kK + 31) / 32;
-    if (KERNEL == 1680) q.zero = QE_ZERO_POINT, q.zero_num = QE_NUM_U8, q.zero_const = 0;
+    if (KERNEL == 1680 || KERNEL == 1690) q.zero = QE_ZERO_POINT, q.zero_num = QE_NUM_U8, q.zero_const = 0;
     if (kFloat) w.shape.act.mode = QE_ACT_FLOAT;
     else w.shape.act.mode = QE_ACT_DYNAMIC;
     for (int i = 0; i < kN * kK; i++) w.codes.push_back(uint8_t(kTable ? g() % 16 : g()));
@@ -107,24 +114,27 @@ int main() {
     weight.shape = w.shape, weight.blob = device(w.packed), weight.blob_bytes = w.packed.size();
     const int ld = (kK + 63) / 64 * 64;
     std::vector<Value> x(size_t(kM * ld));
-    for (auto &v : x) v = kFloat ? qe_f32_to_f16(float(int(g() % 9) - 4)) : Value(g());
+    for (auto &v : x) v = kFloat ? half_of(float(int(g() % 9) - 4)) : Value(g());
     std::vector<float> x_scales;
     std::vector<int32_t> x_zeros;
     for (int i = 0; i < kM; i++) x_scales.push_back(float(1 + i % 3)), x_zeros.push_back(i % 4 - 1);
     qk_gemm_args args{};
     args.w = &weight, args.ldy = kN + 1;
-    args.x.m = kM, args.x.k = kK, args.x.ld = ld, args.x.data = device(x), args.x.quant.code = QE_CODE_F16;
+    args.x.m = kM, args.x.k = kK, args.x.ld = ld, args.x.data = device(x), args.x.quant.code = kBf16 ? QE_CODE_BF16 : QE_CODE_F16;
     if (!kFloat) args.x.scales = device(x_scales), args.x.zeros = device(x_zeros);
-    simt::device().sm = KERNEL == 880 || kFloat ? 80 : 90;
+    simt::device().sm = KERNEL == 880 || (kFloat && !kHopper) ? 80 : 90;
     qk_device d{};
     qk_queue queue{};
     queue.device = &d;
     if (qk_cuda_describe(0, &d, nullptr)) return 1;
-    const bool splits = KERNEL == 891 || kInt8 || kFloat;
+    const bool splits = KERNEL == 891 || kInt8 || (kFloat && KERNEL != 1690);
     if (!splits) d.units = 1; // a device that the tiles fill
-    const qk_row &row = KERNEL == 880 ? qk_cuda_w8a8_sm80_row : kFloat ? qk_cuda_wxa16_sm80_row : qk_cuda_w8a8_sm90_row;
+    const qk_row &row = KERNEL == 880 ? qk_cuda_w8a8_sm80_row
+                        : kHopper   ? qk_cuda_wxa16_sm90_row
+                        : kFloat    ? qk_cuda_wxa16_sm80_row
+                                    : qk_cuda_w8a8_sm90_row;
     qk_gemm problem{};
-    problem.w = w.shape, problem.m = kM, problem.y_type = QE_CODE_F32, problem.x.code = QE_CODE_F16;
+    problem.w = w.shape, problem.m = kM, problem.y_type = QE_CODE_F32, problem.x = args.x.quant;
     std::vector<int32_t> fixed, bias;
     for (int j = 0; j < kN; j++) {
         fixed.push_back(1000003 + j * 1001), fixed.push_back(31 + j % 5), bias.push_back(j * 997 - 90000);
@@ -150,7 +160,7 @@ int main() {
                 double sum = 0;
                 for (int c = 0; c < kK && j < kN; c++) {
                     const Value v = x[size_t(i * ld + c)];
-                    sum += w.value(j, c) * (kFloat ? double(qe_f16_to_f32(uint16_t(v))) : v - x_zeros[size_t(i)]);
+                    sum += w.value(j, c) * (kFloat ? double(kBf16 ? qe_bf16_to_f32(uint16_t(v)) : qe_f16_to_f32(uint16_t(v))) : v - x_zeros[size_t(i)]);
                 }
                 float want = float(sum);
                 if (!kFloat) want = qe_mul(qe_mul(want, x_scales[size_t(i)]), w.scales[size_t(j < kN ? j : 0)]);
