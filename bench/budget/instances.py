@@ -17,8 +17,8 @@ def block_bytes(family, units, detail=""):
     if family == "w4a16":
         return CODES + units * 128, CODES + units * 192
     if detail.startswith("Codes8"):
-        return 2 * CODES + units * 256, 2 * CODES + 8 * 320
-    return CODES + units * 256, CODES + 8 * 256
+        return 2 * CODES + units * 256, 2 * CODES + units * 320
+    return CODES + units * 256, CODES + units * 256
 
 
 def tile90(family, units, tok, cluster, detail=""):
@@ -55,8 +55,8 @@ def tile_of(name):
         return tile90("w4a16", int(m[1]), int(m[2]), int(m[3] or 1), "Bfloat")
     if m := re.search(r"sm90::gemm<wxa16_sm90::Format<(?:\w+::)?(\w+), \w+, (\d)>, (\d+)(?:, (\d+))?>", name):
         return tile90("wxa16", int(m[2]), int(m[3]), int(m[4] or 1), m[1])
-    if m := re.search(r"sm80::gemm<(w4a8|w4a16|wxa16)(?:_sm80)?::(\w+)<(\w+)>, (\d+)>", name):
-        units = int(m[3]) if m[3].isdigit() else 1
+    if m := re.search(r"sm80::gemm<(w4a8|w4a16|wxa16)(?:_sm80)?::(\w+)<(?:\w+, )?(\d)>, (\d+)>", name):
+        units = int(m[3])
         return tile80(m[1], units, int(m[4]), m[2])
     if m := re.search(r"w8a8_sm80::gemm<(\d+)>", name):
         tok = int(m[1])
@@ -94,4 +94,5 @@ def of_plan(plan):
     if family == "w4a16":
         return f"gemm_w4a16_sm80: sm80::gemm<w4a16::{'Bfloat' if plan['bf16'] else 'Half'}<{units}>, {tok}>"
     kind = "Codes8" if plan["bits"] == 8 else "Table4"
-    return f"gemm_wxa16_sm80: sm80::gemm<wxa16::{kind}<{'true' if plan['bf16'] else 'false'}>, {tok}>"
+    units = 8 if units == 4 and group % 32 else units
+    return f"gemm_wxa16_sm80: sm80::gemm<wxa16::{kind}<{'true' if plan['bf16'] else 'false'}, {units}>, {tok}>"

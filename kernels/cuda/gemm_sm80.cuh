@@ -32,24 +32,55 @@ template <class F, int kTok> struct Config {
     static constexpr int kTile = tile_bytes<kRows, kTok>();
     static constexpr int kSharedBytes = kStages * kStage > kTile ? kStages * kStage : kTile;
     static_assert(kSharedBytes <= kLeastShared, "every device of sm_80 and later runs it");
+    static_assert(kStage % 128 == 0, "chunks are found by XOR");
 };
 
-template <class F, int kTok>
-PTX_FN void load_stage(const Args<F> &a, uint32_t stage, const unsigned char *w, int64_t m0, int kb) {
+// What a thread copies of every k-block: 16-byte chunks of one column of chunks of x, and of the packed block. Addresses
+// move on by additions: the loop of a k-block has few instructions to hide them behind.
+template <class F, int kTok> struct Loader {
     using C = Config<F, kTok>;
+    static constexpr int kXCopies = (kTok * 8 * F::kXBytes + kThreads - 1) / kThreads;
+    static constexpr int kWCopies = (2 * F::kBlockBytes + kThreads * 16 - 1) / (kThreads * 16);
+    const unsigned char *x[kXCopies], *w, *nothing;
+    int64_t left; // bytes of a row from the thread's chunk of tile 0 on
+    uint32_t x_to;
+    int w_bytes;
+
+    PTX_FN Loader(const Args<F> &a, const unsigned char *band, int64_t m0, int kb) {
+        const int t = int(threadIdx.x), chunk = t % 8;
+        const int64_t at = int64_t(kb) * 128 * F::kXBytes + chunk * 16;
 #pragma unroll
-    for (int i = 0; i < (kTok * 8 * F::kXBytes + kThreads - 1) / kThreads; i++) {
-        const int c = i * kThreads + int(threadIdx.x), tile = c / (kTok * 8), row = c / 8 % kTok, chunk = c % 8;
-        if (tile >= F::kXBytes) break;
-        const int64_t m = m0 + row, at = (int64_t(kb) * F::kXBytes + tile) * 128 + chunk * 16, left = a.x_bytes - at;
-        const uint32_t bytes = m >= a.m || left <= 0 ? 0 : left < 16 ? uint32_t(left) : 16;
-        ptx::cp_async16(stage + uint32_t(tile * C::kXTile + row * 128 + ((chunk ^ (row & 7)) << 4)),
-                        bytes ? a.x + m * a.x_pitch + at : a.x, bytes);
+        for (int i = 0; i < kXCopies; i++) {
+            const int row = (i * (kThreads / 8) + t / 8) % kTok, tile = tile_of(i);
+            const int64_t m = m0 + row;
+            x[i] = m < a.m && tile < F::kXBytes ? a.x + m * a.x_pitch + at + tile * 128 : nullptr;
+        }
+        nothing = a.x, left = a.x_bytes - at;
+        x_to = uint32_t(t / 8 % kTok * 128 + ((chunk ^ (t / 8 & 7)) << 4));
+        w = band + int64_t(kb) * 2 * a.block_bytes + t * 16, w_bytes = 2 * a.block_bytes - t * 16;
     }
-    const unsigned char *from = w + int64_t(kb) * 2 * a.block_bytes;
-    for (int c = int(threadIdx.x) * 16; c < 2 * a.block_bytes; c += kThreads * 16)
-        ptx::cp_async16(stage + uint32_t(C::kXStage + c), from + c);
-}
+    static PTX_FN int tile_of(int i) { return (i * (kThreads / 8) + int(threadIdx.x) / 8) / kTok; }
+    PTX_FN void load(const Args<F> &a, uint32_t stage) {
+#pragma unroll
+        for (int i = 0; i < kXCopies; i++) {
+            const int tile = tile_of(i);
+            if (tile >= F::kXBytes) break;
+            const int64_t rest = left - tile * 128;
+            const uint32_t bytes = !x[i] || rest <= 0 ? 0 : rest < 16 ? uint32_t(rest) : 16;
+            constexpr int kRowsApart = kTok < kThreads / 8 ? kTok : kThreads / 8;
+            const uint32_t to = x_to + uint32_t(tile * C::kXTile + i * kRowsApart % kTok * 128);
+            ptx::cp_async16(stage + to, bytes ? x[i] : nothing, bytes);
+            if (x[i]) x[i] += 128 * F::kXBytes;
+        }
+        left -= 128 * F::kXBytes;
+#pragma unroll
+        for (int i = 0; i < kWCopies; i++)
+            if (i * kThreads * 16 < w_bytes)
+                ptx::cp_async16(stage + uint32_t(C::kXStage) + threadIdx.x * 16 + uint32_t(i * kThreads * 16),
+                                w + i * kThreads * 16);
+        w += 2 * a.block_bytes;
+    }
+};
 
 // acc += part * scale of the fragment's two rows, part = 0.
 template <int kTiles, class T>
@@ -62,20 +93,19 @@ PTX_FN void promote(float scale0, float scale1, T (&part)[kTiles][4], T (&acc)[k
             part[j][e] = 0;
         }
 }
-// Half a block, 64 columns; a step is the 32 bytes of x that feed one product.
+// Half a block, 64 columns; a step is the 32 bytes of x that feed one product. x: where the lane reads a stage's tokens.
 template <class F, int kTok, class T, int kParts>
-PTX_FN void multiply(const F &w, int half, uint32_t x, int lane, T (&acc)[kTok / 8][4], T (&part)[kParts][4]) {
+PTX_FN void multiply(const F &w, int half, uint32_t x, T (&acc)[kTok / 8][4], T (&part)[kParts][4]) {
     uint32_t f[F::kSteps][4];
     w.unpack(f, half);
-    const uint32_t tile = x + uint32_t(F::kXBytes == 2 ? half * Config<F, kTok>::kXTile : 0);
 #pragma unroll
     for (int st = 0; st < F::kSteps; st++) {
-        const int chunk = (F::kXBytes == 2 ? 0 : half * 4) + st * 2 + (lane >> 3 & 1);
+        const int chunk = (F::kXBytes == 2 ? 0 : half * 4) + st * 2, tile = F::kXBytes == 2 ? half : 0;
+        const uint32_t from = (x ^ uint32_t(chunk << 4)) + uint32_t(tile * Config<F, kTok>::kXTile);
 #pragma unroll
         for (int j = 0; j < kTok / 16; j++) {
-            const int row = j * 16 + (lane & 7) + (lane >> 4) * 8;
             uint32_t b[4];
-            ptx::ldmatrix_x4(b, tile + uint32_t(row * 128 + ((chunk ^ (row & 7)) << 4)));
+            ptx::ldmatrix_x4(b, from + uint32_t(j * 16 * 128));
             const uint32_t low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
             if constexpr (F::kPromotes) {
                 F::mma(part[2 * j], f[st], low);
@@ -90,6 +120,11 @@ PTX_FN void multiply(const F &w, int half, uint32_t x, int lane, T (&acc)[kTok /
             if (w.unit_ends(step)) promote(w.scale(step, 0), w.scale(step, 1), part, acc);
         }
     }
+}
+
+template <class C> PTX_FN uint32_t next_stage(uint32_t stage, uint32_t base) {
+    const uint32_t next = stage + uint32_t(C::kStage);
+    return next == base + uint32_t(C::kStages * C::kStage) ? base : next;
 }
 
 template <class F, int kTok>
@@ -107,38 +142,44 @@ __global__ void __launch_bounds__(kThreads, 1)
 
     const typename F::State state = F::begin(a.context);
     Acc acc[kTok / 8][4] = {}, total[F::kTotals ? kTok / 8 : 1][4] = {}, part[F::kPromotes ? kTok / 8 : 1][4] = {};
+    Loader<F, kTok> loader(a, band, m0, begin);
 #pragma unroll
     for (int s = 0; s < C::kStages - 1; s++) {
-        if (begin + s < end) load_stage<F, kTok>(a, base + uint32_t(s * C::kStage), band, m0, begin + s);
+        if (begin + s < end) loader.load(a, base + uint32_t(s * C::kStage));
         ptx::cp_async_commit();
     }
+    // Where ldmatrix reads: rows of 128 bytes, chunks XORed with the row; a step moves to other chunks by XOR.
+    const int row = (lane & 7) + (lane >> 4) * 8;
+    const uint32_t lane_x = uint32_t(row * 128 + (((lane >> 3 & 1) ^ (row & 7)) << 4));
+    uint32_t read = base, write = base + uint32_t((C::kStages - 1) * C::kStage);
+    int chunk_left = a.chunk_blocks; // k-blocks until the sums restart
+    bool first = true;
     for (int kb = begin; kb < end; kb++) {
-        const int i = kb - begin;
         ptx::cp_async_wait<C::kStages - 2>();
         __syncthreads();
-        const int next = i + C::kStages - 1;
-        if (begin + next < end)
-            load_stage<F, kTok>(a, base + uint32_t(next % C::kStages * C::kStage), band, m0, begin + next);
+        if (kb + C::kStages - 1 < end) loader.load(a, write);
         ptx::cp_async_commit();
         if constexpr (F::kTotals) {
-            if (i > 0 && i % a.chunk_blocks == 0) {
+            if (chunk_left == 0) {
 #pragma unroll
                 for (int j = 0; j < kTok / 8; j++)
 #pragma unroll
                     for (int e = 0; e < 4; e++) {
-                        total[j][e] = i == a.chunk_blocks ? acc[j][e] : plus(total[j][e], acc[j][e]);
+                        total[j][e] = first ? acc[j][e] : plus(total[j][e], acc[j][e]);
                         acc[j][e] = 0;
                     }
+                chunk_left = a.chunk_blocks, first = false;
             }
+            chunk_left--;
         }
-        const uint32_t stage = base + uint32_t(i % C::kStages * C::kStage);
         F w;
-        w.load(stage + uint32_t(C::kXStage + warp / 4 * a.block_bytes), warp % 4 * 32 + lane, state);
+        w.load(read + uint32_t(C::kXStage + warp / 4 * a.block_bytes), warp % 4 * 32 + lane, state);
 #pragma unroll
-        for (int half = 0; half < 2; half++) multiply<F, kTok>(w, half, stage, lane, acc, part);
+        for (int half = 0; half < 2; half++) multiply<F, kTok>(w, half, read + lane_x, acc, part);
+        read = next_stage<C>(read, base), write = next_stage<C>(write, base);
     }
     if constexpr (F::kTotals)
-        if (end - begin > a.chunk_blocks) {
+        if (!first) {
 #pragma unroll
             for (int j = 0; j < kTok / 8; j++)
 #pragma unroll

@@ -24,7 +24,7 @@ template <int kUnits> struct Bfloat : W4A16<kUnits> {
     }
     PTX_FN bool unit_ends(int step) const { return kUnits == 1 ? step == 2 * kSteps - 1 : step % 2 == 1; }
     PTX_FN float scale(int step, int r) const {
-        return qe_f16_to_f32(uint16_t(this->scales[kUnits == 1 ? 0 : step / 2] >> 16 * r));
+        return __half2float(__ushort_as_half(uint16_t(this->scales[kUnits == 1 ? 0 : step / 2] >> 16 * r))); // exact
     }
     PTX_FN void unpack(uint32_t (&f)[kSteps][4], int half) const { // 128 + c less 128 + z, exact
 #pragma unroll

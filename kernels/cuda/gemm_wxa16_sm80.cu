@@ -16,42 +16,53 @@ struct Context {
 template <bool kBf16> PTX_FN uint16_t rounded(float v) {
     return kBf16 ? qe_f32_to_bf16(v) : qe_f32_to_f16(v);
 }
-template <bool kBf16> struct Common {
+// kUnits: scales per row and block, 1, 4 or 8. Known to the compiler: a unit's end is no branch, and the first product
+// after it starts from zero.
+template <bool kBf16, int kUnits> struct Common {
     using Acc = float;
     using Context = wxa16::Context;
     static constexpr int kXBytes = 2, kSteps = 4;
     static constexpr bool kTotals = true, kPromotes = true;
+    static constexpr int kStepsPerUnit = 8 / kUnits;
     uint32_t scales; // shared address of the thread's first scale
-    int steps_per_unit;
     static PTX_FN void mma(Acc (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
         if constexpr (kBf16)
             ptx::mma_m16n8k16_bf16(d, a, b);
         else
             ptx::mma_m16n8k16_f16(d, a, b);
     }
-    PTX_FN void load_scales(uint32_t numbers, int t, int units) {
-        scales = numbers + uint32_t(t / 32 * 64 + t % 32 / 4 * 8);
-        steps_per_unit = 8 / units;
-    }
-    PTX_FN bool unit_ends(int step) const { return ((step + 1) & (steps_per_unit - 1)) == 0; }
+    PTX_FN void load_scales(uint32_t numbers, int t) { scales = numbers + uint32_t(t / 32 * 64 + t % 32 / 4 * 8); }
+    PTX_FN bool unit_ends(int step) const { return (step + 1) % kStepsPerUnit == 0; }
     PTX_FN float scale(int step, int r) const {
-        return qe_f32_from_bits(ptx::lds32(scales + uint32_t(step / steps_per_unit * 256 + r * 4)));
+        return qe_f32_from_bits(ptx::lds32(scales + uint32_t(step / kStepsPerUnit * 256 + r * 4)));
     }
 };
 
-// 8-bit integers: 1024 + c in fp16 or 2^23 + c in fp32, less the same with z.
-template <bool kBf16> struct Codes8 : Common<kBf16> {
-    static constexpr int kBlockBytes = 2 * QK_W4_CODE_BYTES + 8 * 320;
-    using State = Context;
-    static PTX_FN State begin(const Context &context) { return context; }
-    uint32_t codes, zeros;
-    int has_zeros, zero;
+// 8-bit integers: 1024 + c in fp16 or 2^23 + c in fp32, less the same with z. Both are made by one PRMT.
+template <bool kBf16, int kUnits> struct Codes8 : Common<kBf16, kUnits> {
+    static constexpr int kBlockBytes = 2 * QK_W4_CODE_BYTES + kUnits * 320;
+    static constexpr int kStepsPerUnit = Common<kBf16, kUnits>::kStepsPerUnit;
+    struct State {
+        uint32_t constant, select; // z four times; the PRMT that widens the zero point of row r = 0
+        int stored;
+    };
+    static PTX_FN State begin(const Context &context) {
+        const uint32_t byte = context.has_zeros ? threadIdx.x % 32 / 4 * 2 & 3 : 0; // of an aligned word
+        return {uint32_t(context.zero) * 0x01010101u, widen(0) + (kBf16 ? byte : byte * 0x0101), context.has_zeros};
+    }
+    static constexpr PTX_FN uint32_t widen(int i) { return kBf16 ? 0x7440 + i : 0x4040 + i * 0x0101; }
+    uint32_t codes, base[kUnits][2];
     PTX_FN void load(uint32_t block, int t, const State &s) {
         const uint32_t numbers = block + 2 * QK_W4_CODE_BYTES;
         codes = block + uint32_t(t) * 16;
-        zeros = numbers + uint32_t(s.units * 256 + t / 32 * 16 + t % 32 / 4 * 2);
-        has_zeros = s.has_zeros, zero = s.zero;
-        this->load_scales(numbers, t, s.units);
+        this->load_scales(numbers, t);
+#pragma unroll
+        for (int u = 0; u < kUnits; u++) {
+            uint32_t two = s.constant;
+            if (s.stored) two = ptx::lds32((numbers + uint32_t(kUnits * 256 + u * 64 + t / 32 * 16 + t % 32 / 4 * 2)) & ~3u);
+#pragma unroll
+            for (int r = 0; r < 2; r++) base[u][r] = ptx::prmt(two, kMagic, s.select + uint32_t(r) * (widen(1) - widen(0)));
+        }
     }
     PTX_FN void unpack(uint32_t (&f)[4][4], int half) const {
 #pragma unroll
@@ -62,27 +73,22 @@ template <bool kBf16> struct Codes8 : Common<kBf16> {
             for (int s = 0; s < 2; s++)
 #pragma unroll
                 for (int r = 0; r < 2; r++) {
-                    const int step = half * 4 + p * 2 + s;
-                    const uint32_t z = zero_of(step, r);
-                    f[p * 2 + s][r] = pair(w[s * 2 + r], 0x4140, z);
-                    f[p * 2 + s][r + 2] = pair(w[s * 2 + r] >> 16, 0x4140, z);
+                    const uint32_t z = base[(half * 4 + p * 2 + s) / kStepsPerUnit][r];
+                    f[p * 2 + s][r] = pair<0>(w[s * 2 + r], z);
+                    f[p * 2 + s][r + 2] = pair<2>(w[s * 2 + r], z);
                 }
         }
     }
-    PTX_FN uint32_t zero_of(int step, int r) const {
-        if (!has_zeros) return uint32_t(zero);
-        const uint32_t at = zeros + uint32_t(step / this->steps_per_unit * 64 + r);
-        return ptx::lds32(at & ~3u) >> 8 * (at & 3) & 255;
-    }
-    static PTX_FN uint32_t pair(uint32_t bytes, uint32_t select, uint32_t z) {
+    static constexpr uint32_t kMagic = kBf16 ? 0x4b000000u : 0x64646464u;
+    // Bytes kFirst and kFirst + 1 less z.
+    template <int kFirst> static PTX_FN uint32_t pair(uint32_t bytes, uint32_t z) {
         if constexpr (kBf16) {
-            const float base = qe_f32_from_bits(0x4b000000u + z);
-            const uint32_t lo = qe_f32_bits(qe_sub(qe_f32_from_bits(0x4b000000u | (bytes & 255)), base)),
-                           hi = qe_f32_bits(qe_sub(qe_f32_from_bits(0x4b000000u | (bytes >> 8 & 255)), base));
+            const float base = qe_f32_from_bits(z);
+            const uint32_t lo = qe_f32_bits(qe_sub(qe_f32_from_bits(ptx::prmt(bytes, kMagic, widen(kFirst))), base)),
+                           hi = qe_f32_bits(qe_sub(qe_f32_from_bits(ptx::prmt(bytes, kMagic, widen(kFirst + 1))), base));
             return ptx::prmt(lo, hi, 0x7632); // integers up to 256: the lower halves are zeros
         } else {
-            const uint32_t c = ptx::prmt(bytes, 0x64646464u, select), zero = z * 0x00010001u + 0x64006400u;
-            const __half2 d = __hsub2(of(c), of(zero));
+            const __half2 d = __hsub2(of(ptx::prmt(bytes, kMagic, kFirst ? 0x4342 : 0x4140)), of(z));
             return uint32_t(__half_as_ushort(__low2half(d))) | uint32_t(__half_as_ushort(__high2half(d))) << 16;
         }
     }
@@ -92,15 +98,13 @@ template <bool kBf16> struct Codes8 : Common<kBf16> {
 };
 
 // 4-bit codes of a table: the low and the high bytes of its 16 values stay in registers and are picked by PRMT.
-template <bool kBf16> struct Table4 : Common<kBf16> {
-    static constexpr int kBlockBytes = QK_W4_CODE_BYTES + 8 * 256;
+template <bool kBf16, int kUnits> struct Table4 : Common<kBf16, kUnits> {
+    static constexpr int kBlockBytes = QK_W4_CODE_BYTES + kUnits * 256;
     struct State {
         uint32_t low[4], high[4];
-        int units;
     };
     static PTX_FN State begin(const Context &context) {
         State s{};
-        s.units = context.units;
 #pragma unroll
         for (int c = 0; c < 16; c++) {
             const uint32_t v = rounded<kBf16>(context.table[c]);
@@ -115,7 +119,7 @@ template <bool kBf16> struct Table4 : Common<kBf16> {
         ptx::lds128(codes[1], block + 2048 + uint32_t(t) * 16);
 #pragma unroll
         for (int i = 0; i < 4; i++) low[i] = s.low[i], high[i] = s.high[i];
-        this->load_scales(block + QK_W4_CODE_BYTES, t, s.units);
+        this->load_scales(block + QK_W4_CODE_BYTES, t);
     }
     PTX_FN void unpack(uint32_t (&f)[4][4], int half) const {
 #pragma unroll
@@ -123,10 +127,10 @@ template <bool kBf16> struct Table4 : Common<kBf16> {
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 // Nibbles of a word, from bit 0: (step 0, columns 2c, 8 + 2c), (step 1, the same), then columns + 1.
-                const uint32_t w = codes[half][p * 2 + r];
+                const uint32_t w = codes[half][p * 2 + r], index = w & 0x77777777u, above = w >> 3 & 0x11111111u;
                 uint32_t first[2], second[2];
-                values(w, first);        // column 2c and 8 + 2c of step 0, of step 1
-                values(w >> 16, second); // column 2c + 1 and 9 + 2c
+                values(index, above, first);              // column 2c and 8 + 2c of step 0, of step 1
+                values(index >> 16, above >> 16, second); // column 2c + 1 and 9 + 2c
 #pragma unroll
                 for (int s = 0; s < 2; s++) {
                     f[p * 2 + s][r] = ptx::prmt(first[s], second[s], 0x5410);
@@ -134,9 +138,9 @@ template <bool kBf16> struct Table4 : Common<kBf16> {
                 }
             }
     }
-    // Four nibbles to four 16-bit values.
-    PTX_FN void values(uint32_t w, uint32_t (&out)[2]) const {
-        const uint32_t index = w & 0x7777u, upper = ptx::prmt(0x0000ff00u, 0, w >> 3 & 0x1111u);
+    // Four nibbles, the lower three bits and the highest, to four 16-bit values. PRMT reads 16 bits of its selector.
+    PTX_FN void values(uint32_t index, uint32_t above, uint32_t (&out)[2]) const {
+        const uint32_t upper = ptx::prmt(0x0000ff00u, 0, above);
         const uint32_t lo = ptx::lop3<0xca>(upper, ptx::prmt(low[2], low[3], index), ptx::prmt(low[0], low[1], index)),
                        hi = ptx::lop3<0xca>(upper, ptx::prmt(high[2], high[3], index), ptx::prmt(high[0], high[1], index));
         out[0] = ptx::prmt(lo, hi, 0x5140), out[1] = ptx::prmt(lo, hi, 0x7362);
@@ -148,7 +152,7 @@ int chunk_blocks(const qk_shape &w) {
     return int((chunk + sm80::kBlockK - 1) / sm80::kBlockK);
 }
 bool supports_sm80(const qk_device *device, const qk_gemm *g, qk_why *why) {
-    constexpr int bytes = sm80::Config<Codes8<false>, 64>::kSharedBytes;
+    constexpr int bytes = sm80::Config<Codes8<false, 8>, 64>::kSharedBytes;
     if (device->sm < 80) return qk_no(why, "sm_%d, needed sm_80", int(device->sm));
     if (g->x.code != QE_CODE_F16 && g->x.code != QE_CODE_BF16) return qk_no(why, "input is not of 16 bits");
     if (g->w.chunk_k % sm80::kBlockK && g->w.chunk_k < g->w.k)
@@ -157,11 +161,17 @@ bool supports_sm80(const qk_device *device, const qk_gemm *g, qk_why *why) {
         return qk_no(why, "%u bytes of shared memory, needed %d", device->unit_bytes, bytes);
     return float_output(g, why);
 }
+// f(Format) of the weight, for fp16 or bf16 input.
+template <bool kBf16, class Do> auto with_format(const qk_shape &w, Do f) {
+    const int units = int(qk_wx_units(&w.quant, w.k));
+    if (qk_wx_code_bits(&w.quant) == 4)
+        return units == 1 ? f(Table4<kBf16, 1>()) : units == 4 ? f(Table4<kBf16, 4>()) : f(Table4<kBf16, 8>());
+    return units == 1 ? f(Codes8<kBf16, 1>()) : units == 4 ? f(Codes8<kBf16, 4>()) : f(Codes8<kBf16, 8>());
+}
 void plan_sm80(const qk_device *device, const qk_gemm *g, qk_plan *out) {
-    if (qk_wx_code_bits(&g->w.quant) == 4)
-        sm80::plan_of<Table4<false>>(device, g, 2, chunk_blocks(g->w), out); // bf16 has the same stages
-    else
-        sm80::plan_of<Codes8<false>>(device, g, 2, chunk_blocks(g->w), out);
+    with_format<false>(g->w, [&](auto format) { // bf16 has the same stages
+        sm80::plan_of<decltype(format)>(device, g, 2, chunk_blocks(g->w), out);
+    });
 }
 Context context_of(const qk_shape &w, const void *blob) {
     return {static_cast<const float *>(blob), int(qk_wx_units(&w.quant, w.k)), w.quant.zero == QE_ZERO_POINT,
@@ -179,11 +189,9 @@ qe_status run_format(const qk_plan *plan, const qk_gemm_args *args, const qk_que
     return sm80::run_family<F, 2>(plan, args, a, queue, "cuda/wxa16_sm80", err);
 }
 qe_status run_sm80(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
-    const bool table = qk_wx_code_bits(&args->w->shape.quant) == 4;
-    if (args->x.quant.code == QE_CODE_F16)
-        return table ? run_format<Table4<false>>(plan, args, queue, err)
-                     : run_format<Codes8<false>>(plan, args, queue, err);
-    return table ? run_format<Table4<true>>(plan, args, queue, err) : run_format<Codes8<true>>(plan, args, queue, err);
+    const auto run = [&](auto format) { return run_format<decltype(format)>(plan, args, queue, err); };
+    return args->x.quant.code == QE_CODE_F16 ? with_format<false>(args->w->shape, run)
+                                             : with_format<true>(args->w->shape, run);
 }
 
 // ---- one thread per output ---------------------------------------------------------------------------------------
