@@ -47,6 +47,7 @@ static inline __m256 model_extractf32x8_ps(__m512 v, int upper) {
     memcpy(half, &v, sizeof half);
     return half[upper & 1];
 }
+#undef _mm512_extractf32x8_ps     /* a macro of the compiler where it does not optimize */
 #define _mm512_extractf32x8_ps(v, upper) model_extractf32x8_ps(v, upper)
 
 static inline __m512 model_i32gather_ps(__m512i index, const void *base, int scale) {
