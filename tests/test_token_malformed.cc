@@ -180,8 +180,8 @@ struct Arrays {
     qe_tokenizer_kind kind = QE_TOKENIZER_SCORE;
     void bytes(int count) {
         for (int i = 0; i < count; i++) {
-            char text[8];
-            snprintf(text, sizeof text, "<0x%02X>", i);
+            char text[16];
+            snprintf(text, sizeof text, "<0x%02X>", (unsigned)i);
             texts.push_back(text), types.push_back(6), scores.push_back(0);
         }
     }
