@@ -12,6 +12,8 @@ def block_bytes(family, units, detail=""):
     """Packed bytes of 64 rows x 128 columns without zero points, and the largest such block."""
     if family == "w8a8":
         return 8192, 8192
+    if family == "w8a8":
+        return f"gemm_w8a8_sm80: sm80::gemm<w8a8_sm80::Format, {tok}>"
     if family == "w4a8":
         return CODES + units * 128, CODES + units * 128
     if family == "w4a16":
@@ -39,7 +41,7 @@ def tile90(family, units, tok, cluster, detail=""):
 
 
 def tile80(family, units, tok, detail):
-    xbytes = 1 if family == "w4a8" else 2
+    xbytes = 1 if family.endswith("a8") else 2
     used, largest = block_bytes(family, units, detail)
     stage = tok * 128 * xbytes + 2 * largest
     stages = 3 if 3 * stage <= 99 * 1024 else 2
@@ -58,10 +60,8 @@ def tile_of(name):
     if m := re.search(r"sm80::gemm<(w4a8|w4a16|wxa16)(?:_sm80)?::(\w+)<(?:\w+, )?(\d)>, (\d+)>", name):
         units = int(m[3])
         return tile80(m[1], units, int(m[4]), m[2])
-    if m := re.search(r"w8a8_sm80::gemm<(\d+)>", name):
-        tok = int(m[1])
-        return dict(rows=128, tok=tok, bk=128, threads=256, mma_warps=8, stages=3, shared=3 * (tok + 128) * 128,
-                    w_stage=16384, x_stage=tok * 128, xbits=8)
+    if m := re.search(r"sm80::gemm<w8a8_sm80::Format, (\d+)>", name):
+        return tile80("w8a8", 1, int(m[1]), "")
     return None
 
 
@@ -75,8 +75,6 @@ def of_plan(plan):
         return None
     group, k = plan["group"], plan["k"]
     units = 1 if group == 0 or group >= k or group % 128 == 0 else 4
-    if family == "w8a8" and sm == "sm80":
-        return f"gemm_w8a8_sm80: w8a8_sm80::gemm<{(128, 32, 64)[plan['variant']]}>"
     tok = TOKENS[sm][plan["variant"]]
     if sm == "sm90":
         cluster = 2 if plan["variant"] == 4 else 1
@@ -89,6 +87,8 @@ def of_plan(plan):
             return f"gemm_w4a16_sm90: sm90::gemm<w4a16_sm90::Bfloat<{units}>, {tok}, {cluster}>"
         form = "" if family == "w8a8" else f"<{units}>"
         return f"gemm_{family}_sm90: sm90::gemm<{family}_sm90::Format{form}, {tok}, {cluster}>"
+    if family == "w8a8":
+        return f"gemm_w8a8_sm80: sm80::gemm<w8a8_sm80::Format, {tok}>"
     if family == "w4a8":
         return f"gemm_w4a8_sm80: sm80::gemm<w4a8_sm80::Format<{units}>, {tok}>"
     if family == "w4a16":

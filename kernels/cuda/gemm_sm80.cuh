@@ -29,6 +29,9 @@ template <class F> struct Args {
 template <class F, int kTok> struct Config {
     static constexpr int kXTile = kTok * 128, kXStage = kXTile * F::kXBytes, kStage = kXStage + 2 * F::kBlockBytes;
     static constexpr int kStages = 3 * kStage <= kLeastShared ? 3 : 2;
+    // A warp computes 16 rows of all tokens; of 128 tokens 32 rows of half of them: it reads fewer bytes of shared memory.
+    // Formats that promote keep a row of scales, and have no tile of 128 tokens.
+    static constexpr int kRowTiles = kTok == 128 ? 2 : 1, kWarpTok = kTok / kRowTiles, kRowWarps = 8 / kRowTiles;
     static constexpr int kTile = tile_bytes<kRows, kTok>();
     static constexpr int kSharedBytes = kStages * kStage > kTile ? kStages * kStage : kTile;
     static_assert(kSharedBytes <= kLeastShared, "every device of sm_80 and later runs it");
@@ -94,30 +97,36 @@ PTX_FN void promote(float scale0, float scale1, T (&part)[kTiles][4], T (&acc)[k
         }
 }
 // Half a block, 64 columns; a step is the 32 bytes of x that feed one product. x: where the lane reads a stage's tokens.
-template <class F, int kTok, class T, int kParts>
-PTX_FN void multiply(const F &w, int half, uint32_t x, T (&acc)[kTok / 8][4], T (&part)[kParts][4]) {
-    uint32_t f[F::kSteps][4];
-    w.unpack(f, half);
+template <class F, int kTok, class T, int kSums, int kParts>
+PTX_FN void multiply(const F (&w)[Config<F, kTok>::kRowTiles], int half, uint32_t x, T (&acc)[kSums][4],
+                     T (&part)[kParts][4]) {
+    using C = Config<F, kTok>;
+    uint32_t f[C::kRowTiles][F::kSteps][4];
+#pragma unroll
+    for (int r = 0; r < C::kRowTiles; r++) w[r].unpack(f[r], half);
 #pragma unroll
     for (int st = 0; st < F::kSteps; st++) {
         const int chunk = (F::kXBytes == 2 ? 0 : half * 4) + st * 2, tile = F::kXBytes == 2 ? half : 0;
-        const uint32_t from = (x ^ uint32_t(chunk << 4)) + uint32_t(tile * Config<F, kTok>::kXTile);
+        const uint32_t from = (x ^ uint32_t(chunk << 4)) + uint32_t(tile * C::kXTile);
 #pragma unroll
-        for (int j = 0; j < kTok / 16; j++) {
+        for (int j = 0; j < C::kWarpTok / 16; j++) {
             uint32_t b[4];
             ptx::ldmatrix_x4(b, from + uint32_t(j * 16 * 128));
             const uint32_t low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
             if constexpr (F::kPromotes) {
-                F::mma(part[2 * j], f[st], low);
-                F::mma(part[2 * j + 1], f[st], high);
+                F::mma(part[2 * j], f[0][st], low);
+                F::mma(part[2 * j + 1], f[0][st], high);
             } else {
-                F::mma(acc[2 * j], f[st], low);
-                F::mma(acc[2 * j + 1], f[st], high);
+#pragma unroll
+                for (int r = 0; r < C::kRowTiles; r++) {
+                    F::mma(acc[r * C::kWarpTok / 8 + 2 * j], f[r][st], low);
+                    F::mma(acc[r * C::kWarpTok / 8 + 2 * j + 1], f[r][st], high);
+                }
             }
         }
         if constexpr (F::kPromotes) {
             const int step = half * F::kSteps + st;
-            if (w.unit_ends(step)) promote(w.scale(step, 0), w.scale(step, 1), part, acc);
+            if (w[0].unit_ends(step)) promote(w[0].scale(step, 0), w[0].scale(step, 1), part, acc);
         }
     }
 }
@@ -149,7 +158,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         ptx::cp_async_commit();
     }
     // Where ldmatrix reads: rows of 128 bytes, chunks XORed with the row; a step moves to other chunks by XOR.
-    const int row = (lane & 7) + (lane >> 4) * 8;
+    const int row = warp / C::kRowWarps * C::kWarpTok + (lane & 7) + (lane >> 4) * 8;
     const uint32_t lane_x = uint32_t(row * 128 + (((lane >> 3 & 1) ^ (row & 7)) << 4));
     uint32_t read = base, write = base + uint32_t((C::kStages - 1) * C::kStage);
     int chunk_left = a.chunk_blocks; // k-blocks until the sums restart
@@ -172,8 +181,12 @@ __global__ void __launch_bounds__(kThreads, 1)
             }
             chunk_left--;
         }
-        F w;
-        w.load(read + uint32_t(C::kXStage + warp / 4 * a.block_bytes), warp % 4 * 32 + lane, state);
+        F w[C::kRowTiles];
+#pragma unroll
+        for (int r = 0; r < C::kRowTiles; r++) {
+            const int rows = warp % C::kRowWarps * C::kRowTiles + r; // 16 of the tile's 128
+            w[r].load(read + uint32_t(C::kXStage + rows / 4 * a.block_bytes), rows % 4 * 32 + lane, state);
+        }
 #pragma unroll
         for (int half = 0; half < 2; half++) multiply<F, kTok>(w, half, read + lane_x, acc, part);
         read = next_stage<C>(read, base), write = next_stage<C>(write, base);
@@ -189,7 +202,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     ptx::cp_async_wait<0>();
     __syncthreads(); // the ring is idle: it becomes the tile of sums
 #pragma unroll
-    for (int j = 0; j < kTok / 8; j++) put_fragment<kRows>(smem, warp, lane, j, acc[j]);
+    for (int r = 0; r < C::kRowTiles; r++)
+#pragma unroll
+        for (int j = 0; j < C::kWarpTok / 8; j++)
+            put_fragment<kRows>(smem, warp % C::kRowWarps * C::kRowTiles + r, lane,
+                                warp / C::kRowWarps * C::kWarpTok / 8 + j, acc[r * C::kWarpTok / 8 + j]);
     __syncthreads();
     store_tile<kRows, kTok>(smem, int(threadIdx.x), kThreads, a.m, m0, int64_t(blockIdx.y) * kRows, int(blockIdx.z),
                             partial, a.output);

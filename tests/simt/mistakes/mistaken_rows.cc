@@ -24,7 +24,7 @@
 
 constexpr bool kInt8 = KERNEL == 895, kFloat = KERNEL > 1000, kTable = KERNEL == 1684 || KERNEL == 1694;
 constexpr bool kHopper = KERNEL >= 1690, kBf16 = KERNEL == 1694;
-constexpr int kM = KERNEL == 880 ? 40 : KERNEL == 892 ? 129 : KERNEL == 893 ? 130 : 19;
+constexpr int kM = KERNEL == 880 ? 100 : KERNEL == 892 ? 129 : KERNEL == 893 ? 130 : 19;
 constexpr int kN = KERNEL == 892 ? 256 : KERNEL == 893 ? 16 * 128 + 3 : 200;
 constexpr int kK = KERNEL == 891 ? 4700 : KERNEL == 892 ? 2350 : KERNEL == 893 ? 300 : 1300;
 using Value = std::conditional_t<kFloat, uint16_t, int8_t>;
