@@ -60,6 +60,8 @@ def main():
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--limit", type=int, help="only the first so many tokens")
     parser.add_argument("--flash", choices=["on", "off"], help="flash attention (default: llama.cpp's choice)")
+    parser.add_argument("--no-repack", dest="repack", action="store_false",
+                        help="llama.cpp's plain kernels instead of those over repacked weights")
     args = parser.parse_args()
     if (args.text is None) == (args.ids_from is None):
         parser.error("one of --text and --ids-from")
@@ -69,6 +71,7 @@ def main():
     lc.llama_backend_init()
     model_params = lc.llama_model_default_params()
     model_params.n_gpu_layers = 0
+    model_params.use_extra_bufts = args.repack
     model = lc.llama_model_load_from_file(args.model.encode(), model_params)
     if not model:
         raise SystemExit(f"{args.model}: llama.cpp cannot open it")
