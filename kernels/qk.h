@@ -153,6 +153,7 @@ typedef struct qk_prepare {
     float      *residual; int64_t ldr;              /* in: added to x; out: the sum before the norm; NULL: none */
     const qk_weight *next;                          /* its order, col_scale, hadamard and act decide the output */
     qk_x       *out;                                /* laid out by qk_x_bytes() for at least out->m rows */
+    const int32_t *counts; int64_t max_rows;        /* CUDA: row r is left out unless r % max_rows < counts[r / max_rows] */
 } qk_prepare;
 /* QE_E_ARGUMENT unless a prepare of x_type INT asks for what leaves codes as they are. */
 qe_status qk_prepare_codes_check(const qk_prepare *prepare, qe_error *err);
@@ -166,9 +167,20 @@ typedef struct qk_gemm {     /* the problem: everything a plan may depend on; no
     int32_t   act;           /* QK_ACT_*, after bias */
     uint32_t  flags;         /* QK_GEMM_* */
     int32_t   tile_m;        /* tiles as for this many tokens; 0: as for m. Of tuning alone; never in the bits */
+    int32_t   experts;       /* CUDA: 0, or the weights of a grouped call; m then is what chooses the tile, no bound */
 } qk_gemm;
 static inline int64_t qk_tile_m(const qk_gemm *gemm) { return gemm->tile_m > 0 ? gemm->tile_m : gemm->m; }
 enum { QK_GEMM_BIAS = 1, QK_GEMM_RESIDUAL = 2, QK_GEMM_GATED = 4 }; /* GATED: rows 2i, 2i+1 -> y[i] = act(a) * b */
+
+/* Weights of one shape, each a head and its bands, expert_bytes apart; bias, bias_q and requant one after another. The
+ * counts are read by the kernels: a plan knows none of them. Rows of x, y and residual are numbered through. */
+typedef struct qk_groups {
+    const int32_t *rows;         /* device: offsets[experts + 1], or with max_rows counts[experts] */
+    int32_t        experts;      /* 0: no groups, one weight for all rows */
+    int32_t        reserved;
+    int64_t        max_rows;     /* 0: contiguous; else expert e has rows e * max_rows .. + counts[e] */
+    int64_t        expert_bytes;
+} qk_groups;
 
 typedef struct qk_gemm_args {
     const qk_weight *w;
@@ -181,6 +193,7 @@ typedef struct qk_gemm_args {
     const int32_t *requant_fixed; /* [n][2] integer multiplier and shift (31..62): no float in the pipeline */
     int32_t      y_zero;
     void        *workspace;      /* plan.workspace_bytes, 256-byte aligned, contents free; one per queue */
+    qk_groups    groups;         /* CUDA; a plan of as many experts */
 } qk_gemm_args;
 
 /* int8 output n of a sum, on the host: quantization.md 7.6. */

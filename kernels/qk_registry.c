@@ -47,12 +47,16 @@ qe_status qk_gemm_plan(const qk_device *device, const qk_gemm *gemm, qk_plan *ou
     const qk_backend *backend = device ? qk_backend_of(device->backend) : NULL;
     if (!backend || !gemm || !out || !gemm->w.layout || gemm->m < 1)
         return qe_error_set(err, QE_E_ARGUMENT, "a plan needs a device, a layout, m of at least 1 and a place");
+    if (gemm->experts && backend->id != QK_CUDA)
+        return qe_error_set(err, QE_E_UNSUPPORTED, "%s runs experts one by one", backend->name);
+    qk_device planned = *device;
+    if (gemm->experts) planned.units = 1;      /* experts fill a device: none has to cut its k into splits */
     qk_why why = {"the backend has no row for this layout"};
     for (const qk_row *const *row = backend->rows; *row; row++) {
         if ((*row)->layout != gemm->w.layout) continue;
         if ((*row)->supports(device, gemm, &why)) {
             qk_plan plan = qk_plan_begin(*row, gemm);
-            (*row)->plan(device, gemm, &plan);
+            (*row)->plan(&planned, gemm, &plan);
             *out = plan;
             return QE_OK;
         }

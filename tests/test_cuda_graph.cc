@@ -6,6 +6,7 @@
 
 #include <qengine/gemm.h>
 #include <qengine/num.h>
+#include "grouped_rig.h"
 #include "run/device.h"
 #include "support.h"
 
@@ -83,7 +84,7 @@ const Problem problems[] = {
     {"int4:g32:u6:s=f16/g256:b=u6", true, 10, 256, 3, 2},   // any
 };
 
-class CudaGraph : public testing::TestWithParam<Problem> {
+class Captured : public testing::Test {
   protected:
     void SetUp() override {
         api = qk_cuda_api_default;
@@ -134,6 +135,7 @@ class CudaGraph : public testing::TestWithParam<Problem> {
     std::vector<void *> blocks;
     qe_error err = {};
 };
+class CudaGraph : public Captured, public testing::WithParamInterface<Problem> {};
 
 TEST_P(CudaGraph, ReplaysGiveTheBitsOfARun) {
     const Problem &p = GetParam();
@@ -177,6 +179,43 @@ TEST_P(CudaGraph, ReplaysGiveTheBitsOfARun) {
         EXPECT_EQ(got, want) << "replay " << round;
     }
 }
+// One graph of a grouped call serves every count that is written into device memory between replays.
+class CudaGraphGrouped : public Captured, public testing::WithParamInterface<int32_t> {};
+TEST_P(CudaGraphGrouped, ReplaysFollowTheCounts) {
+    const bool masked = GetParam() == QE_GROUPS_MASKED;
+    std::vector<grouped::Call> calls;
+    for (auto counts : masked ? std::vector<std::vector<int32_t>>{{3, 0, 9, 1}, {0, 0, 0, 0}, {9, 9, 9, 9}, {0, 1, 0, 99}}
+                              : std::vector<std::vector<int32_t>>{{0, 3, 3, 10, 11}, {0, 0, 0, 0, 0}, {9, 9, 9, 9, 33}, {0, 33, 33, 33, 33}})
+        calls.emplace_back(GetParam(), masked ? 9 : 33, counts);
+    int replays = 0;
+    for (const grouped::Case &c : grouped::cases) {
+        grouped::Experts experts(device, c, 4, 75, c.act_group == 256 ? 256 : 300);
+        ASSERT_NE(experts.together, nullptr);
+        grouped::Buffers b(experts, calls[0]);
+        qe_linear_args a = b.args();
+        const qe_linear_groups g = b.groups();
+        a.stream = &stream;
+        stream = Stream();
+        stream.capturing = true;
+        ASSERT_EQ(qe_linear_run_grouped(experts.together, &a, &g, &err), QE_OK) << c.name << ": " << err.message;
+        stream.capturing = false;
+        EXPECT_TRUE(stream.illegal.empty()) << c.name << ": " << stream.illegal[0];
+        EXPECT_EQ(stream.elsewhere, 0) << c.name;
+        ASSERT_EQ(stream.graph.size(), 2u) << c.name << ": one prepare and one GEMM for all experts";
+        for (const grouped::Call &call : calls) {
+            memcpy(b.rows.data, call.rows.data(), b.rows.bytes); // emulated device memory is the host's
+            b.clear();
+            replay();
+            const std::vector<char> got = b.read();
+            grouped::Buffers fresh(experts, call); // the same x: its seed is fixed
+            ASSERT_EQ(grouped::first_difference(got, fresh.one_by_one(), fresh), "") << c.name << " replay " << replays;
+            replays++;
+        }
+    }
+    EXPECT_EQ(replays, int(std::size(grouped::cases) * calls.size()));
+}
+INSTANTIATE_TEST_SUITE_P(Layouts, CudaGraphGrouped, testing::Values(int32_t(QE_GROUPS_CONTIGUOUS), int32_t(QE_GROUPS_MASKED)),
+                         [](const auto &i) { return i.param == QE_GROUPS_MASKED ? "masked" : "contiguous"; });
 INSTANTIATE_TEST_SUITE_P(Problems, CudaGraph, testing::ValuesIn(problems),
                          [](const auto &i) { return "p" + std::to_string(i.index); });
 

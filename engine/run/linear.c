@@ -11,6 +11,8 @@ static qe_status fail_unless_finished(const qe_linear *l, qe_error *err) {
     return l->finished ? QE_OK : qe_error_set(err, QE_E_STATE, "the linear is not finished");
 }
 
+enum { QE_MAX_EXPERTS = 65535 };
+
 static bool float_type(int32_t type) {
     return type == QE_CODE_F32 || type == QE_CODE_F16 || type == QE_CODE_BF16;
 }
@@ -54,6 +56,9 @@ static qe_status read_options(const qe_linear_options *in, const qe_qtensor *t, 
         return qe_error_set(err, QE_E_ARGUMENT, "options.y_type is %d", o->y_type);
     if (o->flags & ~(uint32_t)(QE_LINEAR_RESIDUAL | QE_LINEAR_FIXED_POINT))
         return qe_error_set(err, QE_E_ARGUMENT, "options.flags 0x%x has unknown bits", o->flags);
+    if (o->experts < 0 || o->reserved || o->experts > QE_MAX_EXPERTS)
+        return qe_error_set(err, QE_E_ARGUMENT, "options.experts is %d, legal are 0 to %d", o->experts, QE_MAX_EXPERTS);
+    if (!o->experts) o->experts = 1;
     return QE_OK;
 }
 
@@ -78,6 +83,7 @@ static void fill_shape(qk_shape *s, const qe_qtensor *form, const qe_act *act) {
 static qe_status set_up(qe_linear *l, const qe_qtensor *form, const qe_linear_options *o, qe_error *err) {
     qk_shape *s = &l->weight.shape;
     fill_shape(s, form, o->act);
+    l->experts = o->experts;
     QE_TRY(qe_requant_begin(&l->requant, s, o, err));
     bool float_bias = o->bias && !l->requant.on;
     s->layout = qk_layout_choose(&l->device->facts, s, NULL, NULL);
@@ -87,14 +93,18 @@ static qe_status set_up(qe_linear *l, const qe_qtensor *form, const qe_linear_op
     l->head_bytes = s->layout->head_bytes(s);
     l->band_bytes = s->layout->band_bytes(s);
     l->layout_bands = (s->n + band_rows - 1) / band_rows;
-    uint64_t bytes;
-    if (!qe_check_mul((uint64_t)l->layout_bands, l->band_bytes, &bytes) || !qe_check_add(bytes, l->head_bytes, &bytes))
+    uint64_t bytes, experts = (uint64_t)l->experts;
+    bool fits = qe_check_mul((uint64_t)l->layout_bands, l->band_bytes, &bytes) && qe_check_add(bytes, l->head_bytes, &bytes);
+    if (fits && experts > 1) fits = qe_check_add(bytes, 255, &bytes);
+    if (experts > 1) bytes &= ~(uint64_t)255;
+    l->expert_bytes = (size_t)bytes;
+    if (!fits || !qe_check_mul(bytes, experts, &bytes))
         return qe_error_set(err, QE_E_OVERFLOW, "the packed weight does not fit the address space");
     l->weight.blob_bytes = bytes;
     l->weight.hadamard = form->hadamard;
     l->gemm_flags = (o->bias ? QK_GEMM_BIAS : 0) | (o->flags & QE_LINEAR_RESIDUAL ? QK_GEMM_RESIDUAL : 0);
     l->y_type = o->y_type;
-    l->have = calloc((size_t)l->layout_bands, sizeof *l->have);
+    l->have = calloc((size_t)(l->layout_bands + 1) * (size_t)experts, sizeof *l->have);
     if (!l->have) return qe_error_set(err, QE_E_NOMEM, "no memory for a linear");
     void *p;
     QE_TRY(qe_device_alloc(l->device, (size_t)bytes, &p, err));
@@ -112,7 +122,7 @@ static qe_status set_up(qe_linear *l, const qe_qtensor *form, const qe_linear_op
         QE_TRY(status);
     }
     if (float_bias) {
-        qe_status status = upload(l->device, o->bias, (size_t)s->n * sizeof(float), &p, err);
+        qe_status status = upload(l->device, o->bias, (size_t)experts * (size_t)s->n * sizeof(float), &p, err);
         l->bias = p;
         QE_TRY(status);
     }
@@ -147,7 +157,7 @@ qe_status qe_linear_begin(qe_device *device, const qe_qtensor *form, const qe_li
 
 void qe_linear_destroy(qe_linear *l) {
     if (!l) return;
-    size_t k = (size_t)l->weight.shape.k, n = (size_t)l->weight.shape.n;
+    size_t k = (size_t)l->weight.shape.k, n = (size_t)l->weight.shape.n * (size_t)l->experts;
     qe_device_release(l->device, l->blob, (size_t)l->weight.blob_bytes);
     qe_device_release(l->device, (void *)(uintptr_t)l->weight.order, k * sizeof(uint32_t));
     qe_device_release(l->device, (void *)(uintptr_t)l->weight.col_scale, k * sizeof(float));
@@ -158,30 +168,6 @@ void qe_linear_destroy(qe_linear *l) {
     free(l);
 }
 
-qe_status qe_linear_create(qe_device *device, const qe_qtensor *weight, const qe_linear_options *options,
-                           qe_linear **out, qe_error *err) {
-    if (!device || !weight || !out) return qe_error_set(err, QE_E_ARGUMENT, "device, weight or out is NULL");
-    if (weight->first_row || weight->n != weight->rows)
-        return qe_error_set(err, QE_E_ARGUMENT, "not a whole tensor: rows %lld + %lld of %lld",
-                            (long long)weight->first_row, (long long)weight->n, (long long)weight->rows);
-    qe_qtensor form = *weight;
-    form.facts = ~(uint32_t)0;
-    if (qe_device_is_host(device)) form.facts &= ~(uint32_t)QE_FACT_F16_RANGE;   /* a costly scan only GPUs use */
-    unsigned fp = qe_fp_enter();
-    qe_status status = qe_qtensor_check(weight, &form.facts, err);
-    qe_fp_leave(fp);
-    qe_linear *l = NULL;
-    if (!status) status = qe_linear_begin(device, &form, options, &l, err);
-    if (!status) {
-        l->checked = true;
-        status = qe_linear_append(l, weight, err);
-    }
-    if (!status) status = qe_linear_finish(l, err);
-    if (status) qe_linear_destroy(l);
-    else *out = l;
-    return status;
-}
-
 void qe_linear_get_info(const qe_linear *l, qe_linear_info *out) {
     const qk_shape *s = &l->weight.shape;
     memset(out, 0, sizeof *out);
@@ -189,43 +175,40 @@ void qe_linear_get_info(const qe_linear *l, qe_linear_info *out) {
     out->k = s->k;
     out->chunk_k = s->chunk_k;
     out->packed_bytes = l->weight.blob_bytes;
-    out->bits_per_weight = 8.0 * (double)l->weight.blob_bytes / ((double)s->n * (double)s->k);
+    out->bits_per_weight = 8.0 * (double)l->weight.blob_bytes / ((double)s->n * (double)s->k * l->experts);
     out->quant = s->quant;
     out->act = s->act;
     snprintf(out->layout, sizeof out->layout, "%s", s->layout->name);
 }
 
 /* ---- running ----------------------------------------------------------------------------------------------------- */
-typedef struct run_plan {
-    qk_x    x;
-    size_t  x_bytes;
-    qk_plan plan;
-} run_plan;
-
-static qe_status plan_run(const qe_linear *l, int64_t m, int32_t x_type, int32_t y_type, run_plan *out,
-                          qe_error *err) {
+qe_status qe_linear_plan_run(const qe_linear *l, int64_t m, int64_t group_m, int32_t x_type, int32_t y_type, qe_run_plan *out,
+                             qe_error *err) {
     qk_gemm g;
     out->x_bytes = qe_linear_problem(l, m, x_type, y_type, &g, &out->x);
-    return qe_linear_plan(l, &g, &out->plan, err);
+    if (!group_m) return qe_linear_plan(l, &g, &out->plan, err);
+    g.m = group_m;
+    g.experts = l->experts;
+    return qk_gemm_plan(&l->device->facts, &g, &out->plan, NULL, NULL, err);
 }
 
 /* Floats, or codes of the linear's own grid where nothing comes before them. */
-static bool takes(const qe_linear *l, int32_t x_type) {
+bool qe_linear_takes(const qe_linear *l, int32_t x_type) {
     const qk_weight *w = &l->weight;
     if (x_type != QE_CODE_INT) return float_type(x_type);
     return w->shape.act.mode == QE_ACT_STATIC && !w->order && !w->col_scale && !w->hadamard;
 }
 
 static size_t bytes_of(const qe_linear *l, int64_t m, int32_t x_type) {
-    run_plan p;
-    if (plan_run(l, m, x_type, l->y_type, &p, NULL)) return 0;
+    qe_run_plan p;
+    if (qe_linear_plan_run(l, m, 0, x_type, l->y_type, &p, NULL)) return 0;
     return p.x_bytes + (size_t)p.plan.workspace_bytes;
 }
 
 /* Fewer tokens may want more: where tiles do not fill the device k is split, and every split has sums of its own. Splits and
  * tuning are constant up to whole tiles and powers of two, so those are looked at; beyond 8 waves no plan splits. */
 size_t qe_linear_workspace(const qe_linear *l, int64_t m, int32_t x_type) {
-    if (!l || m < 1 || !takes(l, x_type) || m > INT32_MAX) return 0;
+    if (!l || m < 1 || !qe_linear_takes(l, x_type) || m > INT32_MAX) return 0;
     size_t most = bytes_of(l, m, x_type);
     if (!most) return 0;
     for (int64_t less = 1; less < m; less *= 2) {
@@ -241,11 +224,11 @@ size_t qe_linear_workspace(const qe_linear *l, int64_t m, int32_t x_type) {
     return most;
 }
 
-static qe_status check_args(const qe_linear *l, const qe_linear_args *a, int32_t y_type, qe_error *err) {
+qe_status qe_linear_check_args(const qe_linear *l, const qe_linear_args *a, int32_t y_type, qe_error *err) {
     const qk_shape *s = &l->weight.shape;
     if (a->struct_size != sizeof *a) return qe_error_set(err, QE_E_ARGUMENT, "args.struct_size is %zu", a->struct_size);
     if (a->m < 0 || a->m > INT32_MAX) return qe_error_set(err, QE_E_ARGUMENT, "m is %lld", (long long)a->m);
-    if (!takes(l, a->x_type))
+    if (!qe_linear_takes(l, a->x_type))
         return qe_error_set(err, QE_E_ARGUMENT,
                             "x_type is %d, legal are F32, F16, BF16, and INT where the act is static and without column order, "
                             "scale and rotation", a->x_type);
@@ -264,45 +247,52 @@ static qe_status check_args(const qe_linear *l, const qe_linear_args *a, int32_t
     return QE_OK;
 }
 
-static qe_status run(const qe_linear *l, const qe_linear_args *a, int32_t y_type, qe_error *err) {
-    run_plan p;
-    QE_TRY(plan_run(l, a->m, a->x_type, y_type, &p, err));
-    size_t need = p.x_bytes + (size_t)p.plan.workspace_bytes;
+qe_status qe_linear_enqueue(const qe_linear *l, int32_t expert, const qk_groups *groups, qe_run_plan *p,
+                            const qe_linear_args *a, qe_error *err) {
+    size_t need = p->x_bytes + (size_t)p->plan.workspace_bytes;
     if (!a->workspace || a->workspace_bytes < need || (uintptr_t)a->workspace & 255)
         return qe_error_set(err, QE_E_ARGUMENT, "workspace of %zu bytes, %zu are needed, 256-byte aligned",
                             a->workspace ? a->workspace_bytes : 0, need);
-    qk_x_rebase(&p.x, a->workspace);
+    qk_weight weight = l->weight;
+    weight.blob = l->blob + (size_t)expert * l->expert_bytes;
+    qk_x_rebase(&p->x, a->workspace);
     qk_queue queue = qe_device_queue(l->device, a->stream);
     qk_prepare prepare;
     memset(&prepare, 0, sizeof prepare);
     prepare.x = a->x;
     prepare.ldx = a->ldx;
     prepare.x_type = a->x_type;
-    prepare.next = &l->weight;
-    prepare.out = &p.x;
+    prepare.next = &weight;
+    prepare.out = &p->x;
+    if (groups && groups->max_rows) prepare.counts = groups->rows, prepare.max_rows = groups->max_rows;
     QE_TRY(l->device->backend->ops.prepare(&prepare, &queue, err));
     qk_gemm_args g;
     memset(&g, 0, sizeof g);
-    g.w = &l->weight;
-    g.x = p.x;
+    g.w = &weight;
+    g.x = p->x;
     g.y = a->y;
     g.ldy = a->ldy;
-    g.bias = l->bias;
-    qe_requant_give(&l->requant, &g);
+    g.bias = l->bias ? l->bias + expert * weight.shape.n : NULL;
+    qe_requant_give(&l->requant, expert * weight.shape.n, &g);
     g.residual = a->residual;
     g.ldr = a->ldr;
-    g.workspace = (char *)a->workspace + p.x_bytes;
-    return qk_gemm_run(&p.plan, &g, &queue, err);
+    g.workspace = (char *)a->workspace + p->x_bytes;
+    if (groups) g.groups = *groups;
+    return qk_gemm_run(&p->plan, &g, &queue, err);
 }
 
 qe_status qe_linear_run(const qe_linear *l, const qe_linear_args *args, qe_error *err) {
     if (!l || !args) return qe_error_set(err, QE_E_ARGUMENT, "linear or args is NULL");
     QE_TRY(fail_unless_finished(l, err));
     int32_t y_type = args->y_type ? args->y_type : l->y_type;
-    QE_TRY(check_args(l, args, y_type, err));
+    QE_TRY(qe_linear_check_args(l, args, y_type, err));
+    if (l->experts > 1)
+        return qe_error_set(err, QE_E_STATE, "the linear holds %d experts: qe_linear_run_grouped runs them", l->experts);
     if (args->m == 0) return QE_OK;
     unsigned fp = qe_fp_enter();
-    qe_status status = run(l, args, y_type, err);
+    qe_run_plan p;
+    qe_status status = qe_linear_plan_run(l, args->m, 0, args->x_type, y_type, &p, err);
+    if (!status) status = qe_linear_enqueue(l, 0, NULL, &p, args, err);
     qe_fp_leave(fp);
     return status;
 }

@@ -58,23 +58,25 @@ static void pack_task(void *arg, int32_t index, int32_t count) {
 }
 
 /* Packs into the blob, or on CUDA into host memory that is then copied there. */
-static qe_status pack_band(qe_linear *l, const qe_qtensor *band, qe_error *err) {
+static qe_status pack_band(qe_linear *l, int32_t expert, const qe_qtensor *band, qe_error *err) {
     const qk_shape *s = &l->weight.shape;
     int64_t first = band->first_row / s->layout->band_rows;
     size_t bytes = (size_t)((band->n + s->layout->band_rows - 1) / s->layout->band_rows) * l->band_bytes;
-    char *target = l->blob + l->head_bytes + (size_t)first * l->band_bytes;
-    bool host = qe_device_is_host(l->device), head = l->head_bytes && !atomic_exchange(&l->head_taken, true);
+    char *blob = l->blob + (size_t)expert * l->expert_bytes;
+    char *target = blob + l->head_bytes + (size_t)first * l->band_bytes;
+    atomic_uchar *head_taken = l->have + l->experts * l->layout_bands + expert;
+    bool host = qe_device_is_host(l->device), head = l->head_bytes && !atomic_exchange(head_taken, 1);
     size_t lead = head && !host ? l->head_bytes : 0;
     char *stage = host ? NULL : qe_os_alloc(lead + bytes);
     if (!host && !stage) return qe_error_set(err, QE_E_NOMEM, "no memory for %zu bytes of packed rows", lead + bytes);
     qk_queue queue = qe_device_queue(l->device, NULL);
-    if (head) s->layout->pack_head(s, band, host ? l->blob : stage);
+    if (head) s->layout->pack_head(s, band, host ? blob : stage);
     pack_job job = {l, band, host ? target : stage + lead};
     if (queue.parallel) queue.parallel(queue.pool, pack_task, &job, l->device->facts.units);
     else pack_task(&job, 0, 1);
     if (host) return QE_OK;
     qe_status status = QE_OK;
-    if (head) status = l->device->backend->copy(&queue, l->blob, stage, lead, err);
+    if (head) status = l->device->backend->copy(&queue, blob, stage, lead, err);
     if (!status) status = l->device->backend->copy(&queue, target, stage + lead, bytes, err);
     if (!status) status = l->device->backend->wait(&queue, err);
     qe_os_release(stage);
@@ -102,22 +104,25 @@ static qe_status check_band(const qe_linear *l, const qe_qtensor *band, qe_error
     return QE_OK;
 }
 
-qe_status qe_linear_append(qe_linear *l, const qe_qtensor *band, qe_error *err) {
+qe_status qe_linear_append_expert(qe_linear *l, int32_t expert, const qe_qtensor *band, qe_error *err) {
     if (!l || !band) return qe_error_set(err, QE_E_ARGUMENT, "linear or band is NULL");
     if (l->finished) return qe_error_set(err, QE_E_STATE, "the linear is finished");
+    if (expert < 0 || expert >= l->experts)
+        return qe_error_set(err, QE_E_ARGUMENT, "expert %d of a linear of %d", expert, l->experts);
     unsigned fp = qe_fp_enter();
     qe_status status = check_band(l, band, err);
-    if (!status) status = qe_requant_band(&l->requant, band, err);
+    if (!status) status = qe_requant_band(&l->requant, expert * l->weight.shape.n + band->first_row, band, err);
     if (!status) {
+        atomic_uchar *have = l->have + expert * l->layout_bands;
         int64_t rows = l->weight.shape.layout->band_rows, from = band->first_row / rows;
         int64_t end = (band->first_row + band->n + rows - 1) / rows, taken = from;
-        while (taken < end && !atomic_exchange(&l->have[taken], 1)) taken++;
+        while (taken < end && !atomic_exchange(&have[taken], 1)) taken++;
         if (taken < end) {
-            for (int64_t i = from; i < taken; i++) atomic_store(&l->have[i], 0);
+            for (int64_t i = from; i < taken; i++) atomic_store(&have[i], 0);
             status = qe_error_set(err, QE_E_DUPLICATE, "row %lld was appended before", (long long)(taken * rows));
         } else {
-            status = pack_band(l, band, err);
-            for (int64_t i = from; status && i < end; i++) atomic_store(&l->have[i], 0);
+            status = pack_band(l, expert, band, err);
+            for (int64_t i = from; status && i < end; i++) atomic_store(&have[i], 0);
             if (!status) atomic_fetch_add(&l->packed, end - from);
         }
     }
@@ -125,15 +130,20 @@ qe_status qe_linear_append(qe_linear *l, const qe_qtensor *band, qe_error *err) 
     return status;
 }
 
+qe_status qe_linear_append(qe_linear *l, const qe_qtensor *band, qe_error *err) {
+    return qe_linear_append_expert(l, 0, band, err);
+}
+
 qe_status qe_linear_finish(qe_linear *l, qe_error *err) {
     if (!l) return qe_error_set(err, QE_E_ARGUMENT, "linear is NULL");
     if (l->finished) return qe_error_set(err, QE_E_STATE, "the linear is finished");
-    int64_t packed = atomic_load(&l->packed);
-    if (packed != l->layout_bands) {
+    int64_t packed = atomic_load(&l->packed), bands = l->experts * l->layout_bands;
+    if (packed != bands) {
         int64_t missing = 0;
-        while (missing < l->layout_bands && atomic_load(&l->have[missing])) missing++;
-        return qe_error_set(err, QE_E_STATE, "row %lld was never appended",
-                            (long long)(missing * l->weight.shape.layout->band_rows));
+        while (missing < bands && atomic_load(&l->have[missing])) missing++;
+        return qe_error_set(err, QE_E_STATE, "row %lld of expert %lld was never appended",
+                            (long long)(missing % l->layout_bands * l->weight.shape.layout->band_rows),
+                            (long long)(missing / l->layout_bands));
     }
     QE_TRY(qe_requant_finish(&l->requant, l->device, err));
     l->finished = true;

@@ -22,10 +22,10 @@ qe_status qe_requant_begin(qe_requant_table *t, const qk_shape *shape, const qe_
         return qe_error_set(err, QE_E_UNSUPPORTED, "int8 output needs a static int8 input");
     if (!qk_whole_k(&shape->quant, shape->facts, &shape->act, shape->k))
         return qe_error_set(err, QE_E_UNSUPPORTED, "int8 output needs int32 sums over all of k, this weight's are floats");
-    size_t n = (size_t)shape->n;
+    size_t n = (size_t)shape->n * (size_t)o->experts;
     t->on = true;
     t->fixed = fixed;
-    t->n = shape->n;
+    t->n = (int64_t)n;
     t->s_x = shape->act.scale;
     t->s_y = y->scale;
     t->y_zero = (y->quant.zero == QE_ZERO_CONST ? 128 : y->zero) - 128;
@@ -33,7 +33,7 @@ qe_status qe_requant_begin(qe_requant_table *t, const qk_shape *shape, const qe_
     else t->multiplier = calloc(n, sizeof *t->multiplier);
     if (o->bias) t->bias = calloc(n, sizeof *t->bias), t->float_bias = malloc(n * sizeof *t->float_bias);
     if ((!t->fixed_shift && !t->multiplier) || (o->bias && (!t->bias || !t->float_bias)))
-        return qe_error_set(err, QE_E_NOMEM, "no memory for %lld multipliers", (long long)shape->n);
+        return qe_error_set(err, QE_E_NOMEM, "no memory for %lld multipliers", (long long)t->n);
     if (o->bias) memcpy(t->float_bias, o->bias, n * sizeof *t->float_bias);
     return QE_OK;
 }
@@ -52,9 +52,9 @@ static float row_scale(const qe_qtensor *t, int64_t row) {
     return q->scale_log2 ? qe_mul(s, qe_f32_from_bits((uint32_t)(127 + q->scale_log2) << 23)) : s;
 }
 
-qe_status qe_requant_band(qe_requant_table *t, const qe_qtensor *band, qe_error *err) {
+qe_status qe_requant_band(qe_requant_table *t, int64_t first, const qe_qtensor *band, qe_error *err) {
     for (int64_t i = 0; t->on && i < band->n; i++) {
-        int64_t n = band->first_row + i;
+        int64_t n = first + i;
         float s_w = row_scale(band, i);
         qe_requant r = {0.0f, 0, 31};                         /* a row of zeros stays at zero */
         if (s_w != 0.0f) QE_TRY(qe_requant_make(t->s_x, s_w, t->s_y, &r, err));
@@ -81,11 +81,11 @@ qe_status qe_requant_finish(qe_requant_table *t, qe_device *device, qe_error *er
     return QE_OK;
 }
 
-void qe_requant_give(const qe_requant_table *t, qk_gemm_args *args) {
+void qe_requant_give(const qe_requant_table *t, int64_t first, qk_gemm_args *args) {
     if (!t->on) return;
-    if (t->fixed) args->requant_fixed = t->device[0];
-    else args->requant = t->device[0];
-    args->bias_q = t->device[1];
+    if (t->fixed) args->requant_fixed = (const int32_t *)t->device[0] + 2 * first;
+    else args->requant = (const float *)t->device[0] + first;
+    args->bias_q = t->device[1] ? (const int32_t *)t->device[1] + first : NULL;
     args->y_zero = t->y_zero;
 }
 

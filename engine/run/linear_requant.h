@@ -18,8 +18,9 @@ typedef struct qe_requant_table {
 
 /* y_act's grid; QE_E_UNSUPPORTED if the sums of `shape` are no int32 over all of k, QE_E_ARGUMENT for a grid that is none. */
 qe_status qe_requant_begin(qe_requant_table *t, const qk_shape *shape, const qe_linear_options *o, qe_error *err);
-qe_status qe_requant_band(qe_requant_table *t, const qe_qtensor *band, qe_error *err);
+/* The band's row 0 is row `first` of the table: of all experts, one after another. */
+qe_status qe_requant_band(qe_requant_table *t, int64_t first, const qe_qtensor *band, qe_error *err);
 qe_status qe_requant_finish(qe_requant_table *t, qe_device *device, qe_error *err);
-void      qe_requant_give(const qe_requant_table *t, qk_gemm_args *args);
+void      qe_requant_give(const qe_requant_table *t, int64_t first, qk_gemm_args *args);
 void      qe_requant_end(qe_requant_table *t, qe_device *device);
 #endif

@@ -80,9 +80,12 @@ qe_status qe_linear_explain(const qe_linear *l, int64_t m, qe_explain *tell, voi
     qk_layout_choose(device, &asked, tell, ctx);
     tell(ctx, l->weight.shape.layout->name, NULL);
     qe_linear_problem(l, m, l->y_type, l->y_type, &g, &x);
+    bool grouped = l->experts > 1 && !qe_device_is_host(l->device);     /* never tuned */
+    if (grouped) g.experts = l->experts;
     QE_TRY(qk_gemm_plan(device, &g, &untuned, tell, ctx, err));
-    QE_TRY(qe_linear_plan(l, &g, &plan, err));
-    const qe_linear_choice *c = qe_linear_choice_of(l, &g);
+    plan = untuned;
+    if (!grouped) QE_TRY(qe_linear_plan(l, &g, &plan, err));
+    const qe_linear_choice *c = grouped ? NULL : qe_linear_choice_of(l, &g);
     if (c) tell_tuned(c, &untuned, &plan, tell, ctx);
     tell(ctx, plan.row->name, NULL);
     return QE_OK;

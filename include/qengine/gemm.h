@@ -7,6 +7,8 @@
  * The weight, bias, order and column scale are copied at creation. Rows are batch-invariant: a token's row has the
  * same bits whatever m, its position, or the number of threads.
  *
+ * A mixture of experts is one linear of several weights of one shape: qe_linear_create_grouped(), _run_grouped().
+ *
  * Threads: a device and a linear may be used from several threads at once, each run with its own workspace.
  * Destroying anything while it is in use is an error of the caller. A linear must be destroyed before its device. */
 #ifndef QENGINE_GEMM_H
@@ -82,6 +84,8 @@ typedef struct qe_linear_options {
     int32_t       y_type;     /* the output type runs will ask for: QE_CODE_F32 (0 too), F16, BF16 or INT */
     const qe_act *y_act;      /* y_type INT: the static int8 grid of y. Needs a static act and int32 sums over all of k
                                * (QE_E_UNSUPPORTED otherwise), no residual; bias is rounded to int32 (quantization.md 7.6) */
+    int32_t       experts;    /* weights of this shape that the linear holds; 0 is 1. bias is then [experts][n] */
+    int32_t       reserved;
 } qe_linear_options;
 enum {
     QE_LINEAR_RESIDUAL = 1,   /* runs give a residual, added last */
@@ -99,13 +103,14 @@ QE_API qe_status qe_linear_create(qe_device *device, const qe_qtensor *weight, c
 QE_API qe_status qe_linear_begin(qe_device *device, const qe_qtensor *form, const qe_linear_options *options,
                                  qe_linear **out, qe_error *err);
 QE_API int64_t   qe_linear_band_rows(const qe_linear *linear);
-QE_API qe_status qe_linear_append(qe_linear *linear, const qe_qtensor *band, qe_error *err);
+QE_API qe_status qe_linear_append(qe_linear *linear, const qe_qtensor *band, qe_error *err);   /* of expert 0 */
+QE_API qe_status qe_linear_append_expert(qe_linear *linear, int32_t expert, const qe_qtensor *band, qe_error *err);
 QE_API qe_status qe_linear_finish(qe_linear *linear, qe_error *err);
 QE_API void      qe_linear_destroy(qe_linear *linear);
 
 typedef struct qe_linear_info {
     int64_t  n, k, chunk_k;         /* chunk_k: columns summed together in floats (docs/numerics.md) */
-    uint64_t packed_bytes;
+    uint64_t packed_bytes;          /* of all experts */
     double   bits_per_weight;       /* of the packed form, padding counted */
     qe_quant quant;
     qe_act   act;
@@ -131,8 +136,35 @@ typedef struct qe_linear_args {
 /* m 0 is fine. Argument errors leave y untouched. */
 QE_API qe_status qe_linear_run(const qe_linear *linear, const qe_linear_args *args, qe_error *err);
 
-/* Calls back for each layout and kernel considered for m tokens of the output's type, in order: `why` is the reason it was
- * refused ("tuned: ..." where the tuning cache chose another plan), NULL for the one chosen. */
+/* ---- experts ----------------------------------------------------------------------------------------------------- */
+/* A linear of `experts` whole host tensors that agree in shape, scheme, act and, as they share an input, in column order,
+ * column scale and rotation (QE_E_MISMATCH otherwise). options.experts is 0 or `experts`. */
+QE_API qe_status qe_linear_create_grouped(qe_device *device, const qe_qtensor *const *weights, int32_t experts,
+                                          const qe_linear_options *options, qe_linear **out, qe_error *err);
+
+/* Which rows of x belong to which expert. CONTIGUOUS: x is [m][k], expert e has rows rows[e] .. rows[e + 1] - 1; groups
+ * need no alignment and may be empty. MASKED: x is [experts][m][k], expert e has the first rows[e] rows of its m. y and
+ * residual are laid out as x. Rows of x in no group are not used, and neither they nor their y are written. */
+typedef enum qe_group_layout { QE_GROUPS_CONTIGUOUS = 1, QE_GROUPS_MASKED = 2 } qe_group_layout;
+typedef struct qe_linear_groups {
+    size_t         struct_size;
+    int32_t        layout;    /* qe_group_layout */
+    int32_t        reserved;  /* 0 */
+    const int32_t *rows;      /* where the kernels reach it: offsets[experts + 1], ascending, or counts[experts] */
+} qe_linear_groups;
+
+/* As qe_linear_workspace(); m is args.m of the largest run, in rows of x or (MASKED) rows an expert. */
+QE_API size_t qe_linear_workspace_grouped(const qe_linear *linear, int32_t layout, int64_t m, int32_t x_type);
+/* Every row gets the bits that a qe_linear of its expert alone would give it, as long as the experts share the facts
+ * (QE_FACT_*) that choose the layout. Which kernels run and how many blocks depends on args and the linear, not on
+ * `rows`: on CUDA those are read on the device when the work runs, so that a captured graph serves any counts. There a
+ * value out of range is brought to the nearest one in range (a descending offset to the one before it); elsewhere it is
+ * QE_E_ARGUMENT and y stays untouched. */
+QE_API qe_status qe_linear_run_grouped(const qe_linear *linear, const qe_linear_args *args,
+                                       const qe_linear_groups *groups, qe_error *err);
+
+/* Calls back for each layout and kernel considered for m tokens (of an expert) of the output's type, in order: `why` is the
+ * reason it was refused ("tuned: ..." where the tuning cache chose another plan), NULL for the one chosen. */
 typedef void qe_explain(void *ctx, const char *name, const char *why);
 QE_API qe_status qe_linear_explain(const qe_linear *linear, int64_t m, qe_explain *tell, void *ctx, qe_error *err);
 

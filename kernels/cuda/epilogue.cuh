@@ -3,6 +3,7 @@
 #include <qengine/num.h>
 
 #include "cuda_api.h"
+#include "groups.cuh"
 #include "ptx.cuh"
 
 namespace qk_cuda {
@@ -33,6 +34,10 @@ struct Requant {
     const int32_t *fixed; // [n][2]
     int zero;
 
+    PTX_FN Requant of(int64_t rows) const { // from row `rows` on
+        return {bias ? bias + rows : nullptr, multiplier ? multiplier + rows : nullptr,
+                fixed ? fixed + 2 * rows : nullptr, zero};
+    }
     PTX_FN int8_t operator()(uint32_t sum, int64_t n) const {
         const int32_t acc = int32_t(bias ? sum + uint32_t(bias[n]) : sum);
         int64_t q;
@@ -57,6 +62,12 @@ struct Epilogue {
     int64_t ldr;
     int type, act, gated;
 
+    // Expert e's own: bias lies [experts][n].
+    PTX_FN Epilogue of(int64_t expert) const {
+        Epilogue e = *this;
+        if (e.bias) e.bias += expert * n;
+        return e;
+    }
     PTX_FN void store(int64_t m, int64_t column, float v) const {
         if (residual) v = qe_add(v, load_real(residual, m * ldr + column, type));
         store_real(y, m * ldy + column, type, v);

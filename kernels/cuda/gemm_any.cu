@@ -16,6 +16,7 @@ struct Args {
     int whole_k;
     Epilogue out;
     Requant requant; // where out.type is INT
+    Groups groups;
 };
 
 PTX_FN float number(int type, const unsigned char *p, int64_t i) {
@@ -198,10 +199,14 @@ PTX_FN void requantized(const Args &a, int64_t m, int64_t n) {
 }
 
 // A thread owns the outputs (m, 2i) and (m, 2i + 1), so that a gate meets its factor.
-__global__ void __launch_bounds__(kColumns *kTokens, 1) gemm(const __grid_constant__ Args a) {
+__global__ void __launch_bounds__(kColumns *kTokens, 1) gemm(const __grid_constant__ Args args) {
+    const Tile rows = args.groups.tile(blockIdx.y, kTokens);
     const int64_t n = (int64_t(blockIdx.x) * kColumns + threadIdx.x % kColumns) * 2;
-    const int64_t m = int64_t(blockIdx.y) * kTokens + threadIdx.x / kColumns;
-    if (n >= a.shape.n || m >= a.x.m) return;
+    const int64_t m = rows.first + threadIdx.x / kColumns;
+    if (n >= args.shape.n || m >= rows.end) return;
+    Args a = args;
+    a.head += rows.expert * a.groups.expert_bytes, a.rows += rows.expert * a.groups.expert_bytes;
+    a.out = args.out.of(rows.expert), a.requant = args.requant.of(rows.expert * args.shape.n);
     const bool second = n + 1 < a.shape.n;
     if (a.out.type == QE_CODE_INT) {
         requantized(a, m, n);
@@ -233,11 +238,11 @@ qe_status run(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *que
     a.rows = a.head + qk_cuda_any.head_bytes(&w);
     a.x = args->x;
     a.whole_k = w.act.mode != QE_ACT_FLOAT && qk_whole_k(&w.quant, w.facts, &w.act, w.k);
-    a.out = epilogue_of(plan, args);
+    a.out = epilogue_of(plan, args), a.groups = groups_of(args);
     if (a.out.type == QE_CODE_INT) a.requant = requant_of(plan, args);
     if (a.x.m == 0) return QE_OK;
     if (a.shape.chunk_k <= 0) a.shape.chunk_k = w.k;
-    dim3 grid(plan->grid[0], uint32_t((a.x.m + kTokens - 1) / kTokens));
+    dim3 grid(plan->grid[0], tiles_of(args, kTokens));
     return launch(gemm, grid, plan->block, 0, queue, "cuda/any", err, a);
 }
 

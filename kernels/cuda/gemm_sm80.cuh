@@ -21,6 +21,14 @@ template <class F> struct Args {
     int block_bytes, blocks, split_blocks, chunk_blocks;
     typename F::Context context; // what the format wants to know of the layout
     Output output;
+    Groups groups;
+    PTX_FN Args of(const Tile &t) const { // with the weight and the rows of a tile
+        Args a = *this;
+        const int64_t bytes = t.expert * groups.expert_bytes;
+        a.w += bytes, a.m = t.end, a.output = output.of(t.expert, bytes);
+        move_context(a.context, bytes);
+        return a;
+    }
 };
 
 // A format F has: Acc, Context, kXBytes (of one value of x), kBlockBytes (largest block of 64 x 128), kSteps, kTotals
@@ -138,13 +146,16 @@ template <class C> PTX_FN uint32_t next_stage(uint32_t stage, uint32_t base) {
 
 template <class F, int kTok>
 __global__ void __launch_bounds__(kThreads, 1)
-    gemm(const __grid_constant__ Args<F> a, const Partial<typename F::Acc> partial) {
+    gemm(const __grid_constant__ Args<F> args, const Partial<typename F::Acc> partial) {
     using C = Config<F, kTok>;
     using Acc = typename F::Acc;
     PTX_DYN_SMEM(unsigned char, smem);
     const uint32_t base = ptx::smem_addr(smem);
     const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
-    const int64_t m0 = int64_t(blockIdx.x) * kTok;
+    const Tile rows = args.groups.tile(blockIdx.x, kTok);
+    if (rows.first >= rows.end) return;
+    const Args<F> a = args.of(rows);
+    const int64_t m0 = rows.first;
     const unsigned char *band = a.w + int64_t(blockIdx.y) * a.band_bytes;
     const int begin = int(blockIdx.z) * a.split_blocks,
               end = begin + a.split_blocks < a.blocks ? begin + a.split_blocks : a.blocks;
@@ -244,7 +255,7 @@ qe_status launch_tile(const qk_plan *plan, const qk_gemm_args *args, const Args<
     using Acc = typename F::Acc;
     const Partial<Acc> partial{plan->splits > 1 ? static_cast<Acc *>(args->workspace) : nullptr,
                                partial_ld(args->w->shape.n)};
-    const dim3 grid(uint32_t((a.m + kTok - 1) / kTok), plan->grid[1], plan->grid[2]);
+    const dim3 grid(tiles_of(args, kTok), plan->grid[1], plan->grid[2]);
     const qe_status status =
         launch(gemm<F, kTok>, grid, kThreads, Config<F, kTok>::kSharedBytes, queue, name, err, a, partial);
     if (status != QE_OK || !partial.sums) return status;
@@ -257,6 +268,7 @@ qe_status run_family(const qk_plan *plan, const qk_gemm_args *args, Args<F> a, c
     const qk_x &x = args->x;
     a.x = static_cast<const unsigned char *>(x.data);
     a.x_pitch = x.ld * F::kXBytes, a.x_bytes = x.k * F::kXBytes, a.m = x.m;
+    a.groups = groups_of(args);
     a.w = static_cast<const unsigned char *>(args->w->blob) + a.head_bytes;
     a.blocks = int((args->w->shape.k + kBlockK - 1) / kBlockK);
     a.split_blocks = (a.blocks + plan->splits - 1) / plan->splits;

@@ -31,6 +31,14 @@ template <class F> struct Args {
     int split_blocks, chunk_blocks;
     typename F::Context context; // what the format's load() wants to know of the layout
     Output output;
+    Groups groups;
+    PTX_FN Args of(const Tile &t) const { // with the weight and the rows of a tile
+        Args a = *this;
+        const int64_t bytes = t.expert * groups.expert_bytes;
+        a.w += bytes, a.m = t.end, a.output = output.of(t.expert, bytes);
+        move_context(a.context, bytes);
+        return a;
+    }
 };
 
 // A format F has: Acc, Context, kXBytes (of one value of x), kBlockBytes (largest block of 64 x 128), kFromShared,
@@ -57,7 +65,7 @@ template <class F, int kTok> struct Config {
 
 #if PTX_SM90
 template <class F, int kTok, int kCluster>
-PTX_FN void produce(const CUtensorMap &map, const Args<F> &a, uint32_t base, int begin, int end) {
+PTX_FN void produce(const CUtensorMap &map, const Args<F> &a, uint32_t base, int m0, int begin, int end) {
     using C = Config<F, kTok>;
     const uint32_t full = base + C::kBars, empty = full + C::kStages * 8;
     const uint32_t w_bytes = 2 * uint32_t(a.block_bytes);
@@ -65,7 +73,6 @@ PTX_FN void produce(const CUtensorMap &map, const Args<F> &a, uint32_t base, int
     if (kCluster > 1 && band * kRows >= a.output.out.n) band--; // bands are odd: the last block works for its peer alone
     const unsigned char *w = a.w + band * a.band_bytes + int64_t(begin) * w_bytes;
     const int share = kCluster > 1 ? int(ptx::cluster_rank()) * (kTok / kCluster) : 0;
-    const int m0 = int(blockIdx.x) * kTok;
     int s = 0;
     uint32_t parity = 1;
     for (int kb = begin; kb < end; kb++, w += w_bytes) {
@@ -222,7 +229,7 @@ PTX_FN void consume_units(const Args<F> &a, const typename F::State &state, uint
 
 template <class F, int kTok, int kCluster = 1>
 __global__ void __launch_bounds__(Config<F, kTok>::kThreads, 1)
-    gemm(const __grid_constant__ CUtensorMap map, const __grid_constant__ Args<F> a,
+    gemm(const __grid_constant__ CUtensorMap map, const __grid_constant__ Args<F> args,
          const Partial<typename F::Acc> partial) {
 #if PTX_SM90
     using C = Config<F, kTok>;
@@ -230,6 +237,9 @@ __global__ void __launch_bounds__(Config<F, kTok>::kThreads, 1)
     PTX_DYN_SMEM(unsigned char, smem);
     const uint32_t base = ptx::opaque(ptx::smem_addr(smem)), full = base + C::kBars, empty = full + C::kStages * 8;
     const int tid = int(threadIdx.x), warp = tid / 32;
+    const Tile rows = args.groups.tile(blockIdx.x, kTok);
+    if (rows.first >= rows.end) return; // both blocks of a cluster, or none
+    const Args<F> a = args.of(rows);
     const int begin = int(blockIdx.z) * a.split_blocks,
               end = begin + a.split_blocks < a.blocks ? begin + a.split_blocks : a.blocks;
     if (tid == 0) {
@@ -246,7 +256,7 @@ __global__ void __launch_bounds__(Config<F, kTok>::kThreads, 1)
         __syncthreads();
     if (warp >= kConsumers / 32) {
         if constexpr (C::kHandover) ptx::setmaxnreg_dec<40>();
-        if (warp == kConsumers / 32 && ptx::elect_one()) produce<F, kTok, kCluster>(map, a, base, begin, end);
+        if (warp == kConsumers / 32 && ptx::elect_one()) produce<F, kTok, kCluster>(map, a, base, int(rows.first), begin, end);
         return;
     }
     if constexpr (C::kHandover) ptx::setmaxnreg_inc<232>();
@@ -283,7 +293,7 @@ __global__ void __launch_bounds__(Config<F, kTok>::kThreads, 1)
     for (int j = 0; j < kTok / 8; j++) put_fragment<kRows>(smem, warp, tid % 32, j, acc + j * 4);
     ptx::named_bar_sync(1, kConsumers);
     if (kCluster == 1 || int64_t(blockIdx.y) * kRows < a.output.out.n) // sums of an idle block would leave their row
-        store_tile<kRows, kTok>(smem, tid, kConsumers, a.m, int64_t(blockIdx.x) * kTok, int64_t(blockIdx.y) * kRows,
+        store_tile<kRows, kTok>(smem, tid, kConsumers, a.m, rows.first, int64_t(blockIdx.y) * kRows,
                                 int(blockIdx.z), partial, a.output);
     if constexpr (kCluster > 1) ptx::cluster_wait();
 #endif
@@ -347,7 +357,7 @@ qe_status launch_tile(const qk_plan *plan, const qk_gemm_args *args, const Args<
     if (code) return qk_cuda_fail(code, "encoding a tensor map", err);
     const Partial<Acc> partial{plan->splits > 1 ? static_cast<Acc *>(args->workspace) : nullptr,
                                partial_ld(args->w->shape.n)};
-    const dim3 grid(uint32_t((a.m + kTok - 1) / kTok), plan->grid[1], plan->grid[2]);
+    const dim3 grid(tiles_of(args, kTok), plan->grid[1], plan->grid[2]);
     const qe_status status =
         launch_cluster(gemm<F, kTok, kCluster>, grid, kCluster, C::kThreads, C::kSharedBytes, queue, name, err, map, a, partial);
     if (status != QE_OK || !partial.sums) return status;
@@ -357,7 +367,7 @@ qe_status launch_tile(const qk_plan *plan, const qk_gemm_args *args, const Args<
 template <class F, int kLargest>
 qe_status run_family(const qk_plan *plan, const qk_gemm_args *args, Args<F> a, const qk_queue *queue, const char *name,
                      qe_error *err, size_t head_bytes = 0) {
-    a.m = args->x.m;
+    a.m = args->x.m, a.groups = groups_of(args);
     a.w = static_cast<const unsigned char *>(args->w->blob) + head_bytes;
     a.blocks = int((args->w->shape.k + kBlockK - 1) / kBlockK);
     a.split_blocks = (a.blocks + plan->splits - 1) / plan->splits;

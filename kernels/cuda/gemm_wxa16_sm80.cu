@@ -13,6 +13,9 @@ struct Context {
     const float *table;
     int units, has_zeros, zero;
 };
+PTX_FN void move_context(Context &c, int64_t bytes) {
+    c.table = reinterpret_cast<const float *>(reinterpret_cast<const unsigned char *>(c.table) + bytes);
+}
 template <bool kBf16> PTX_FN uint16_t rounded(float v) {
     return kBf16 ? qe_f32_to_bf16(v) : qe_f32_to_f16(v);
 }
@@ -205,6 +208,7 @@ struct SimtArgs {
     int code_bits;
     Context context;
     Epilogue out;
+    Groups groups;
 };
 PTX_FN float dot(const SimtArgs &a, int64_t m, int64_t n) {
     const unsigned char *half = a.w + n / QK_W4_ROWS * a.band_bytes + n % QK_W4_ROWS / 64 * a.block_bytes;
@@ -227,9 +231,13 @@ PTX_FN float dot(const SimtArgs &a, int64_t m, int64_t n) {
     }
     return qe_add(sum, y);
 }
-__global__ void __launch_bounds__(kSimtThreads) plain(const __grid_constant__ SimtArgs a) {
-    const int64_t n = (int64_t(blockIdx.x) * 32 + threadIdx.x % 32) * 2, m = int64_t(blockIdx.y) * 4 + threadIdx.x / 32;
-    if (n >= a.out.n || m >= a.m) return;
+__global__ void __launch_bounds__(kSimtThreads) plain(const __grid_constant__ SimtArgs args) {
+    const Tile rows = args.groups.tile(blockIdx.y, 4);
+    const int64_t n = (int64_t(blockIdx.x) * 32 + threadIdx.x % 32) * 2, m = rows.first + threadIdx.x / 32;
+    if (n >= args.out.n || m >= rows.end) return;
+    SimtArgs a = args;
+    a.w += rows.expert * a.groups.expert_bytes, a.out = args.out.of(rows.expert);
+    move_context(a.context, rows.expert * a.groups.expert_bytes);
     const float v0 = dot(a, m, n), v1 = n + 1 < a.out.n ? dot(a, m, n + 1) : 0.0f;
     a.out.pair(m, n, v0, v1);
 }
@@ -250,9 +258,9 @@ qe_status run_simt(const qk_plan *plan, const qk_gemm_args *args, const qk_queue
     a.band_bytes = qk_wx_band_bytes(&w.quant, w.k), a.block_bytes = qk_wx_block_bytes(&w.quant, w.k);
     a.code_bits = qk_wx_code_bits(&w.quant);
     a.context = context_of(w, args->w->blob);
-    a.out = epilogue_of(plan, args);
+    a.out = epilogue_of(plan, args), a.groups = groups_of(args);
     if (a.m == 0) return QE_OK;
-    return launch(plain, dim3(plan->grid[0], uint32_t((a.m + 3) / 4)), plan->block, 0, queue, "cuda/wxa16_simt", err,
+    return launch(plain, dim3(plan->grid[0], tiles_of(args, 4)), plan->block, 0, queue, "cuda/wxa16_simt", err,
                   a);
 }
 

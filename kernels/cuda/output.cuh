@@ -17,6 +17,13 @@ struct Output {
     Epilogue out;
     Requant requant; // where out.type is INT
 
+    // Expert e's own, its weight `bytes` after expert 0's.
+    PTX_FN Output of(int64_t expert, int64_t bytes) const {
+        Output o = *this;
+        o.bands += bytes;
+        o.out = out.of(expert), o.requant = requant.of(expert * out.n);
+        return o;
+    }
     // Float input: the sums are y before the epilogue.
     PTX_FN void finish(int64_t m, int64_t n, const float (&v)[4]) const { out.quad(m, n, v); }
     // Integer input: n is a multiple of 4, columns beyond the last are not stored.
@@ -60,6 +67,8 @@ inline Output output_of(const qk_plan *plan, const qk_gemm_args *args, int64_t b
     if (o.out.type == QE_CODE_INT) o.requant = requant_of(plan, args);
     return o;
 }
+// What a format's Context holds of the weight itself, moved to an expert's: formats that keep a pointer overload this.
+template <class C> PTX_FN void move_context(C &, int64_t) {}
 // What integer rows can store: floats with any epilogue, or int8 of the sums alone.
 inline bool integer_output(const qk_gemm *g, qk_why *why) {
     if (g->y_type != QE_CODE_INT) return float_output(g, why);

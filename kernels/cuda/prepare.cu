@@ -161,6 +161,11 @@ PTX_FN void copy_codes(const Args &a, int8_t *q, int64_t m, int64_t k) {
 __global__ void __launch_bounds__(kLanes) run_row(const __grid_constant__ Args a) {
     PTX_DYN_SMEM(float, shared);
     const int64_t m = blockIdx.x, k = a.out.k, ld = a.out.ld;
+    if (a.p.counts && m % a.p.max_rows >= a.p.counts[m / a.p.max_rows]) {
+        if (m == 0 && threadIdx.x == 0 && a.act.mode == QE_ACT_STATIC) // of all rows, though this one is none
+            write_range(a, 0, {a.act.scale, 0.0f, a.act.zero - 128});
+        return;
+    }
     float *lanes = shared, *v = shared + 4 * kLanes, *w = v;
     const bool codes = a.p.x_type == QE_CODE_INT; // they stay as they are
     if (!codes) load_row(a, lanes, v, m, k);

@@ -12,6 +12,9 @@ struct WxContext {
     const float *table; // of 16 values, for 4-bit codes
     int has_zeros, zero;
 };
+PTX_FN void move_context(WxContext &c, int64_t bytes) {
+    c.table = reinterpret_cast<const float *>(reinterpret_cast<const unsigned char *>(c.table) + bytes);
+}
 template <int kUnits> struct WxScales {
     float scales[kUnits][2];
     PTX_FN void load_scales(uint32_t numbers, int t) {
