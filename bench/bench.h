@@ -18,6 +18,7 @@ typedef struct bench_options {
     int32_t     m_count;
     int32_t     batch[BENCH_LIST];
     int32_t     batch_count;
+    int32_t     experts;                      /* 0: single linears */
     int32_t     group, threads, rounds, prompt, gen;
     bool        check, warm, explain, tune;
 } bench_options;
@@ -133,6 +134,7 @@ int bench_explain_gpu(const bench_options *options);
 
 int bench_roofline(const bench_options *options, bench_report *report);
 int bench_gemm(const bench_options *options, bench_report *report);
+int bench_grouped(const bench_options *options, bench_report *report);                     /* --experts */
 int bench_model(const bench_options *options, bench_report *report);
 int bench_device(const bench_options *options, qe_device **out);              /* exit code; says why on stderr */
 #endif

@@ -78,7 +78,7 @@ static qe_status one_scheme(const explain *e, const bench_scheme *scheme, int64_
     printf("  %-28s chosen, %.2f bits a weight\n", gemm.w.layout->name,
            8.0 * (double)gemm.w.layout->band_bytes(&gemm.w) / (double)gemm.w.layout->band_rows / (double)k);
     for (int32_t i = 0; i < e->options->m_count; i++) {
-        gemm.m = e->options->m[i], gemm.y_type = QE_CODE_F16;
+        gemm.m = e->options->m[i], gemm.y_type = QE_CODE_F16, gemm.experts = e->options->experts;
         qk_x_bytes(e->gpu, &gemm.w, gemm.m, QE_CODE_F16, &x);
         gemm.x = x.quant;
         printf(" m %lld:\n", (long long)gemm.m);

@@ -299,6 +299,7 @@ int bench_gemm(const bench_options *options, bench_report *report) {
     gemm_run run = {.options = options, .report = report, .io_type = QE_CODE_F32};
     qe_error err;
     if (options->gpu) return bench_explain_gpu(options);
+    if (options->experts) return bench_grouped(options, report);
     if (options->tune && bench_tune_open(options->cache, &err)) return bench_fail(&err);
     int code = bench_device(options, &run.device);
     if (code) return code;

@@ -9,6 +9,7 @@ static const char usage[] =
     "usage: qbench roofline [--threads T]\n"
     "       qbench gemm  [--backend auto|cpu|cuda|ref] [--scheme LIST] [--shape NAME|NxK] [--m LIST] [--group G]\n"
     "                    [--baseline openblas-f32|cublaslt-f16|none] [--threads T] [--rounds R] [--check] [--warm]\n"
+    "                    [--experts E]   one grouped call of E experts, m tokens each on average, against E calls\n"
     "       qbench tune  --cache FILE [--backend auto|cpu|cuda] [--scheme LIST] [--shape NAME|NxK] [--m LIST] [--group G]\n"
     "                    [--threads T] [--rounds R] [--warm]   the fastest of the plans that give the same bits, into FILE\n"
     "       qbench model -m PATH [--prompt 512] [--gen 128] [--batch LIST] [--threads T] [--backend ...]\n"
@@ -98,6 +99,7 @@ static int parse(int argc, char **argv, bench_options *o) {
         {.name = "-m", .text = &o->model},            {.name = "--check", .flag = &o->check},
         {.name = "--warm", .flag = &o->warm},         {.name = "--explain", .flag = &o->explain},
         {.name = "--group", .value = &o->group, .lo = 16, .hi = 65536},
+        {.name = "--experts", .value = &o->experts, .lo = 1, .hi = 1024},
         {.name = "--threads", .value = &o->threads, .lo = 1, .hi = 1024},
         {.name = "--rounds", .value = &o->rounds, .lo = 1, .hi = 201},
         {.name = "--prompt", .value = &o->prompt, .lo = 1, .hi = 1 << 24},
