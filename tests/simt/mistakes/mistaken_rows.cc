@@ -1,8 +1,9 @@
 // Whole rows (plan, launch, reduce) on one shape each, against exact sums: built from copies of kernels/cuda that carry a
 // seeded mistake. KERNEL: 880 w8a8_sm80; 891 w8a8_sm90 with k split, 895 with int8 output; 892 the same in clusters, 893 over an odd number of
 // bands; 1680 wxa16_sm80 of 8-bit codes with zero points, 1684 of a table; 1690 and 1694 the same of wxa16_sm90, the one
-// with sums of all chunks in one block, the other with bf16 input and k split.
-#if KERNEL == 880
+// with sums of all chunks in one block, the other with bf16 input and k split. Four experts, with counts out of range among
+// them: contiguous 881 w8a8_sm80, 896 w8a8_sm90, 1685 wxa16_sm80 of a table each; masked 882 w8a8_sm80.
+#if KERNEL / 10 == 88
 #include "gemm_w8a8_sm80.cu"
 #elif KERNEL < 1000
 #include "gemm_w8a8_sm90.cu"
@@ -22,9 +23,11 @@
 
 #include "simt_device.h"
 
-constexpr bool kInt8 = KERNEL == 895, kFloat = KERNEL > 1000, kTable = KERNEL == 1684 || KERNEL == 1694;
-constexpr bool kHopper = KERNEL >= 1690, kBf16 = KERNEL == 1694;
-constexpr int kM = KERNEL == 880 ? 100 : KERNEL == 892 ? 129 : KERNEL == 893 ? 130 : 19;
+constexpr bool kInt8 = KERNEL == 895, kFloat = KERNEL > 1000, kHopper = KERNEL >= 1690, kBf16 = KERNEL == 1694;
+constexpr bool kTable = KERNEL == 1684 || KERNEL == 1685 || KERNEL == 1694;
+constexpr bool kMasked = KERNEL == 882, kGrouped = kMasked || KERNEL == 881 || KERNEL == 896 || KERNEL == 1685;
+constexpr int kExperts = kGrouped ? 4 : 1;
+constexpr int kM = KERNEL == 880 ? 100 : KERNEL / 10 == 88 ? 40 : KERNEL == 892 ? 129 : KERNEL == 893 ? 130 : 19;
 constexpr int kN = KERNEL == 892 ? 256 : KERNEL == 893 ? 16 * 128 + 3 : 200;
 constexpr int kK = KERNEL == 891 ? 4700 : KERNEL == 892 ? 2350 : KERNEL == 893 ? 300 : 1300;
 using Value = std::conditional_t<kFloat, uint16_t, int8_t>;
@@ -107,11 +110,29 @@ float requantized(double sum, const int32_t *fixed, int bias, int zero) {
     return float(std::clamp(std::floor(scaled + 0.5) + zero, -128.0, 127.0));
 }
 
+// Of a grouped call as many rows again guard what lies behind y.
+constexpr int kRowsOfY = kGrouped ? 2 * kM : kM;
+// Which expert serves row i; -1: none.
+int expert_of(int i) {
+    if (!kGrouped) return 0;
+    if (i >= kM) return -1;
+    if (kMasked) return i % 10 < (i < 10 ? 4 : i < 20 ? 0 : 10) ? i / 10 : -1;
+    return i < 2 ? -1 : i < 7 ? 0 : i < 17 ? 2 : 3;
+}
+const std::vector<int32_t> kRowsGiven = kMasked ? std::vector<int32_t>{4, -1, 10, 99} : std::vector<int32_t>{2, 7, -3, 17, 99};
+
 int main() {
     std::mt19937 g(3);
-    const Weight w = make_weight(g);
+    std::vector<Weight> experts;
+    std::vector<unsigned char> blob;
+    for (int e = 0; e < kExperts; e++) {
+        experts.push_back(make_weight(g));
+        blob.resize((blob.size() + 255) / 256 * 256);
+        blob.insert(blob.end(), experts[size_t(e)].packed.begin(), experts[size_t(e)].packed.end());
+    }
+    const qk_shape shape = experts[0].shape;
     qk_weight weight{};
-    weight.shape = w.shape, weight.blob = device(w.packed), weight.blob_bytes = w.packed.size();
+    weight.shape = shape, weight.blob = device(blob), weight.blob_bytes = blob.size();
     const int ld = (kK + 63) / 64 * 64;
     std::vector<Value> x(size_t(kM * ld));
     for (auto &v : x) v = kFloat ? half_of(float(int(g() % 9) - 4)) : Value(g());
@@ -121,20 +142,24 @@ int main() {
     qk_gemm_args args{};
     args.w = &weight, args.ldy = kN + 1;
     args.x.m = kM, args.x.k = kK, args.x.ld = ld, args.x.data = device(x), args.x.quant.code = kBf16 ? QE_CODE_BF16 : QE_CODE_F16;
+    if (kGrouped) {
+        args.groups.rows = device(kRowsGiven), args.groups.experts = kExperts, args.groups.max_rows = kMasked ? 10 : 0;
+        args.groups.expert_bytes = int64_t((experts[0].packed.size() + 255) / 256 * 256);
+    }
     if (!kFloat) args.x.scales = device(x_scales), args.x.zeros = device(x_zeros);
-    simt::device().sm = KERNEL == 880 || (kFloat && !kHopper) ? 80 : 90;
+    simt::device().sm = KERNEL / 10 == 88 || (kFloat && !kHopper) ? 80 : 90;
     qk_device d{};
     qk_queue queue{};
     queue.device = &d;
     if (qk_cuda_describe(0, &d, nullptr)) return 1;
-    const bool splits = KERNEL == 891 || kInt8 || (kFloat && KERNEL != 1690);
+    const bool splits = !kGrouped && (KERNEL == 891 || kInt8 || (kFloat && KERNEL != 1690));
     if (!splits) d.units = 1; // a device that the tiles fill
-    const qk_row &row = KERNEL == 880 ? qk_cuda_w8a8_sm80_row
-                        : kHopper   ? qk_cuda_wxa16_sm90_row
-                        : kFloat    ? qk_cuda_wxa16_sm80_row
-                                    : qk_cuda_w8a8_sm90_row;
+    const qk_row &row = KERNEL / 10 == 88 ? qk_cuda_w8a8_sm80_row
+                        : kHopper         ? qk_cuda_wxa16_sm90_row
+                        : kFloat          ? qk_cuda_wxa16_sm80_row
+                                          : qk_cuda_w8a8_sm90_row;
     qk_gemm problem{};
-    problem.w = w.shape, problem.m = kM, problem.y_type = QE_CODE_F32, problem.x = args.x.quant;
+    problem.w = shape, problem.m = kM, problem.y_type = QE_CODE_F32, problem.x = args.x.quant;
     std::vector<int32_t> fixed, bias;
     for (int j = 0; j < kN; j++) {
         fixed.push_back(1000003 + j * 1001), fixed.push_back(31 + j % 5), bias.push_back(j * 997 - 90000);
@@ -150,12 +175,14 @@ int main() {
     const simt::Options schedules[] = {{simt::Order::RoundRobin, simt::Async::Lazy}, {simt::Order::Random, simt::Async::Random, 4}};
     for (const simt::Options &o : schedules) {
         simt::device().options = o;
-        std::vector<float> fill(size_t(kM * args.ldy), -1.5f); // its bytes end in zeros
+        std::vector<float> fill(size_t(kRowsOfY * args.ldy), -1.5f); // its bytes end in zeros
         float *y = device(fill);
         args.y = y;
         if (plan.workspace_bytes) args.workspace = simt::device_alloc(plan.workspace_bytes);
         if (row.run(&plan, &args, &queue, nullptr)) return 1;
-        for (int i = 0; i < kM; i++)
+        for (int row_of_y = 0; row_of_y < kRowsOfY; row_of_y++) {
+            const int expert = expert_of(row_of_y), i = row_of_y % kM;
+            const Weight &w = experts[size_t(expert < 0 ? 0 : expert)];
             for (int j = 0; j <= kN; j += KERNEL == 893 && j < 2000 ? 7 : 1) {
                 double sum = 0;
                 for (int c = 0; c < kK && j < kN; c++) {
@@ -164,11 +191,12 @@ int main() {
                 }
                 float want = float(sum);
                 if (!kFloat) want = qe_mul(qe_mul(want, x_scales[size_t(i)]), w.scales[size_t(j < kN ? j : 0)]);
-                if (j == kN) want = -1.5f;
+                if (j == kN || expert < 0) want = -1.5f;
                 if (kInt8) want = j < kN ? requantized(sum, &fixed[size_t(2 * j)], bias[size_t(j)], 5) : 0;
-                const float got = kInt8 ? float(reinterpret_cast<int8_t *>(y)[i * args.ldy + j]) : y[i * args.ldy + j];
-                if (got != want) return std::printf("FAIL y[%d][%d] = %g, want %g\n", i, j, double(got), double(want)), 1;
+                const float got = kInt8 ? float(reinterpret_cast<int8_t *>(y)[i * args.ldy + j]) : y[row_of_y * args.ldy + j];
+                if (got != want) return std::printf("FAIL y[%d][%d] = %g, want %g\n", row_of_y, j, double(got), double(want)), 1;
             }
+        }
     }
     return std::printf("PASSED\n"), 0;
 }

@@ -39,7 +39,7 @@ function(build_and_run name kernel)
     set(output "${output}" PARENT_SCOPE)
 endfunction()
 
-foreach(kernel 80 90 16 880 891 892 893 895 1680 1684 1690 1694 3000)
+foreach(kernel 80 90 16 880 881 882 891 892 893 895 896 1680 1684 1685 1690 1694 3000)
     file(REMOVE_RECURSE ${WORK}/none_${kernel})
     file(COPY ${sources} DESTINATION ${WORK}/none_${kernel})
     build_and_run(none_${kernel} ${kernel})
