@@ -126,6 +126,7 @@ static int parse(int argc, char **argv, bench_options *o) {
     if (o->tune && !o->cache) return bad("the tune mode needs", "--cache FILE");
     if (o->tune && (o->explain || o->check || strcmp(o->baseline, "none") != 0))
         return bad("the tune mode only tunes:", "no --explain, --check and --baseline");
+    if (o->tune && o->experts) return bad("the tune mode only tunes:", "no --experts");
     if (strcmp(o->baseline, "openblas-f32") == 0 && !bench_openblas_core()) return bad("built without", o->baseline);
     if (o->gpu && !o->explain) return bad("--gpu goes with --explain:", o->gpu);
     if (strcmp(o->baseline, "cublaslt-f16") == 0) {

@@ -49,8 +49,8 @@ typedef void qk_task(void *arg, int32_t index, int32_t count);
 typedef struct qk_queue {    /* one ordered stream of work, owned by the caller; POD, copied freely */
     const qk_device *device;
     void    *stream;         /* cudaStream_t, perhaps capturing; NULL on CPU */
-    /* CPU: run task(arg, 0..count-1, count), each index once, and return when all are done. Static assignment, never
-     * nested. The pool guarantees round-to-nearest and no FTZ/DAZ inside tasks. NULL: the caller's thread alone. */
+    /* CPU: run task(arg, 0..count-1, count), each index once, and return when all are done. Which thread runs an
+     * index is open; never nested. The pool guarantees round-to-nearest and no FTZ/DAZ inside tasks. NULL: the caller's thread alone. */
     void   (*parallel)(void *pool, qk_task *task, void *arg, int32_t count);
     void    *pool;
 } qk_queue;

@@ -13,6 +13,7 @@ static bool rows_agree(const qk_gemm *g) {
 
 static bool legal(const qk_device *device, const qk_gemm *g, const qk_tuning *t, const qk_row *first, qk_why *why) {
     int32_t most = device->backend == QK_CUDA ? UNITS_MORE * device->units : device->units;
+    if (g->experts) return qk_no(why, "experts are not tuned");
     if (t->tile_m < 0 || t->units < 0 || t->units > most)
         return qk_no(why, "tiles for %d tokens on %d units: the device has %d", t->tile_m, t->units, device->units);
     if (!t->row || t->row == first) return true;

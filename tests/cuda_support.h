@@ -83,6 +83,7 @@ inline const std::vector<Scheme> &schemes() {
         {"nf4", table(QE_CODE_NF4, 4, QE_NUM_F32, 64), 0, -1, false, "cuda/wxa16", false, true},
         {"w8a16_points", integer(8, QE_NUM_BF16, 32, QE_ZERO_POINT, QE_NUM_U8, 0), 0, -1, false, "cuda/wxa16"},
         {"w8a16_g16_points", integer(8, QE_NUM_F16, 16, QE_ZERO_POINT, QE_NUM_U8, 0), 0, -1, false, "cuda/wxa16"},
+        {"w8a16_zero_256", integer(8, QE_NUM_F16, 128, QE_ZERO_CONST, 0, 256), 0, -1, false, "cuda/any"},
         {"nf4_g128", table(QE_CODE_NF4, 4, QE_NUM_F32, 128), 0, -1, false, "cuda/wxa16"},
         {"w6a16_channel", integer(6, QE_NUM_F32, 0, QE_ZERO_CONST, 0, 32), 0, -1, false, "cuda/wxa16"},
         {"w4a16_bf16_scales", integer(4, QE_NUM_BF16, 48, QE_ZERO_CONST, 0, 8), 0, -1, false, "cuda/wxa16"},

@@ -32,6 +32,13 @@ class CudaGrouped : public testing::TestWithParam<size_t> {
     int runs = 0;
 };
 
+// Under the hooks of the race and asan flavours: a few calls.
+bool hooks() { return std::getenv("SIMT_FLAVOUR") != nullptr; }
+std::vector<Call> some(std::vector<Call> calls) {
+    if (hooks()) calls = {calls[3], calls[calls.size() - 1]};
+    return calls;
+}
+
 TEST_P(CudaGrouped, EveryRowHasTheBitsOfItsExpertAlone) {
     const Case &c = cases[GetParam()];
     std::set<std::string> rows;
@@ -43,8 +50,8 @@ TEST_P(CudaGrouped, EveryRowHasTheBitsOfItsExpertAlone) {
             qe_linear_info info;
             qe_linear_get_info(experts.together, &info);
             ASSERT_STREQ(info.layout, c.layout);
-            for (const Call &call : small_calls()) compare(experts, call);
-            for (const Call &call : bad_calls()) compare(experts, call);
+            for (const Call &call : some(small_calls())) compare(experts, call);
+            for (const Call &call : some(bad_calls())) compare(experts, call);
             auto tell = [](void *to, const char *name, const char *why) {
                 if (!why) static_cast<std::set<std::string> *>(to)->insert(name);
             };
@@ -60,6 +67,7 @@ TEST_P(CudaGrouped, EveryRowHasTheBitsOfItsExpertAlone) {
 TEST_P(CudaGrouped, LargeTiles) {
     const Case &c = cases[GetParam()];
     if (!strcmp(c.layout, "cuda/any")) GTEST_SKIP() << "one thread per output has no tiles";
+    if (hooks()) GTEST_SKIP() << "the small calls alone run under hooks";
     for (int sm : {80, 90}) {
         open(sm);
         {

@@ -1,9 +1,11 @@
 // qe_linear on every backend that is linked in: schemes x ragged shapes against the reference (bits, for the integer
 // families) and against float64 (bounds), then the argument rules.
 #include <gtest/gtest.h>
+#include <pthread.h>
 #include <sched.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -556,9 +558,14 @@ TEST(Device, AutoTakesWhatRunsModels) {
 }
 
 TEST(Device, PinsItsThreadsOnlyWhenAsked) {
-    cpu_set_t mine, own, seen[2];
+    cpu_set_t mine, own;
     ASSERT_EQ(sched_getaffinity(0, sizeof mine, &mine), 0);
     if (CPU_COUNT(&mine) < 2) GTEST_SKIP() << "this process has a single CPU";
+    struct Seen {
+        std::atomic<int> begun{0};
+        pthread_t caller = pthread_self();
+        cpu_set_t worker;
+    };
     for (uint32_t flags : {0u, (uint32_t)QE_DEVICE_PIN_THREADS}) {
         qe_device_options o = {};
         qe_device *d = nullptr;
@@ -566,9 +573,16 @@ TEST(Device, PinsItsThreadsOnlyWhenAsked) {
         o.struct_size = sizeof o, o.backend = QE_BACKEND_CPU, o.threads = 2, o.flags = flags;
         ASSERT_EQ(qe_device_create(&o, &d, &err), QE_OK) << err.message;
         qk_queue q = qe_device_queue(d, nullptr);
-        q.parallel(q.pool, [](void *arg, int32_t i, int32_t) { sched_getaffinity(0, sizeof(cpu_set_t), (cpu_set_t *)arg + i); },
-                   seen, 2);
-        EXPECT_EQ(CPU_COUNT(&seen[1]), flags ? 1 : CPU_COUNT(&mine));
+        Seen seen;
+        CPU_ZERO(&seen.worker);
+        // Each task waits for the other to begin, so that both threads have one.
+        q.parallel(q.pool, [](void *arg, int32_t, int32_t) {
+            Seen *s = (Seen *)arg;
+            s->begun++;
+            while (s->begun < 2) sched_yield();
+            if (!pthread_equal(pthread_self(), s->caller)) sched_getaffinity(0, sizeof s->worker, &s->worker);
+        }, &seen, 2);
+        EXPECT_EQ(CPU_COUNT(&seen.worker), flags ? 1 : CPU_COUNT(&mine));
         ASSERT_EQ(sched_getaffinity(0, sizeof own, &own), 0);
         EXPECT_TRUE(CPU_EQUAL(&own, &mine)) << "the caller's thread was bound";
         qe_device_destroy(d);

@@ -86,6 +86,39 @@ TEST(LinearGrouped, WrongCallsAreRefused) {
     EXPECT_EQ(qe_linear_workspace_grouped(experts.together, QE_GROUPS_MASKED, INT32_MAX, QE_CODE_F32), 0u);
 }
 
+// The workspace of one row is asked for; the second expert has nine. The first has its row before it in turn.
+TEST(LinearGrouped, ASmallWorkspaceLeavesYUntouched) {
+    for (int id : {QE_BACKEND_CPU, QE_BACKEND_REF}) {
+        Device d(id);
+        Experts experts(d.handle, cases[0], 4, 45, 300);
+        const Call call(QE_GROUPS_MASKED, 9, {1, 9, 0, 0});
+        Buffers b(experts, call);
+        qe_linear_args a = b.args();
+        const qe_linear_groups g = b.groups();
+        qe_error err = {};
+        a.workspace_bytes = qe_linear_workspace_grouped(experts.together, QE_GROUPS_MASKED, 1, a.x_type);
+        ASSERT_LT(a.workspace_bytes, qe_linear_workspace_grouped(experts.together, QE_GROUPS_MASKED, 9, a.x_type));
+        std::vector<char> before(64);
+        std::memcpy(before.data(), a.y, before.size());
+        EXPECT_EQ(qe_linear_run_grouped(experts.together, &a, &g, &err), QE_E_ARGUMENT);
+        EXPECT_NE(strstr(err.message, "workspace"), nullptr) << err.message;
+        EXPECT_EQ(std::memcmp(before.data(), a.y, before.size()), 0);
+    }
+}
+// As qe_linear_workspace(): what is asked for m serves every smaller m.
+TEST(LinearGrouped, AWorkspaceServesFewerTokens) {
+    Device d(QE_BACKEND_CPU);
+    for (const Case &c : cases) {
+        Experts experts(d.handle, c, 2, 300, c.act_group == 256 ? 512 : 300);
+        for (int layout : {QE_GROUPS_CONTIGUOUS, QE_GROUPS_MASKED})
+            for (int64_t most : {16, 64, 200}) {
+                const size_t bytes = qe_linear_workspace_grouped(experts.together, layout, most, QE_CODE_F32);
+                ASSERT_GT(bytes, 0u);
+                for (int64_t m = 1; m <= most; m++)
+                    EXPECT_LE(qe_linear_workspace_grouped(experts.together, layout, m, QE_CODE_F32), bytes) << c.name << m;
+            }
+    }
+}
 TEST(LinearGrouped, UnlikeWeightsAreRefused) {
     Device d(QE_BACKEND_CPU);
     Tensor a("int8:channel:f32", 45, 300, 1), narrow("int8:channel:f32", 44, 300, 2), other("int4:g32:f16", 45, 300, 3),

@@ -261,7 +261,7 @@ TEST_F(Files, CutShortAnywhereIsOneWarning) {
 // Well-formed, but no plan of this device: not taken, and the bits stay.
 TEST_F(Files, EntriesThatDoNotFitCountAsNone) {
     for (const std::string &text :
-         {with("cpu/panel\"", "cpu/decoded\""), with("\"row\": \"cpu/panel\"", "\"row\": \"cuda/w8a8_sm90\""),
+         {with("\"row\": \"cpu/panel\"", "\"row\": \"cpu/decoded\""), with("\"row\": \"cpu/panel\"", "\"row\": \"cuda/w8a8_sm90\""),
           with("\"row\": \"cpu/panel\"", "\"row\": \"nothing\""), with("\"units\": 1", "\"units\": 5"),
           with("4 threads", "8 threads"), with("\"m\": 16", "\"m\": 15"), with("\"x\": \"int8\"", "\"x\": \"f16\"")})
         EXPECT_TRUE(warnings(text, 0).empty()) << text;

@@ -12,8 +12,6 @@ def block_bytes(family, units, detail=""):
     """Packed bytes of 64 rows x 128 columns without zero points, and the largest such block."""
     if family == "w8a8":
         return 8192, 8192
-    if family == "w8a8":
-        return f"gemm_w8a8_sm80: sm80::gemm<w8a8_sm80::Format, {tok}>"
     if family == "w4a8":
         return CODES + units * 128, CODES + units * 128
     if family == "w4a16":
@@ -93,6 +91,6 @@ def of_plan(plan):
         return f"gemm_w4a8_sm80: sm80::gemm<w4a8_sm80::Format<{units}>, {tok}>"
     if family == "w4a16":
         return f"gemm_w4a16_sm80: sm80::gemm<w4a16::{'Bfloat' if plan['bf16'] else 'Half'}<{units}>, {tok}>"
-    kind = "Codes8" if plan["bits"] == 8 else "Table4"
+    kind = "Codes8" if plan["bits"] > 4 else "Table4"
     units = 8 if units == 4 and group % 32 else units
     return f"gemm_wxa16_sm80: sm80::gemm<wxa16::{kind}<{'true' if plan['bf16'] else 'false'}, {units}>, {tok}>"

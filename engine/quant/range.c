@@ -184,8 +184,7 @@ static void clip_octav(const float *x, int64_t count, const qe_quant *quant, con
     double steps = qe_range_steps(quant, o), top = fmax((double)*high, (double)-*low);
     double start = qe_octav_start(sums_above, &v, 1.0 / (12.0 * steps * steps), top);
     if (quant->code == QE_CODE_LUT) {       /* a table of each row: its errors are not to be had here */
-        *high = qe_clamp(*high, 0.0f, start > 0.0 ? (float)start : *high);
-        *low = qe_clamp(*low, start > 0.0 ? (float)-start : *low, 0.0f);
+        qe_octav_clip(start, low, high);
         return;
     }
     qe_rounder_init(&rounder, &v.plain, NULL, o->full_range);

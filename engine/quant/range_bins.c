@@ -179,9 +179,13 @@ static qe_status clip_bins(const qe_bins *b, const qe_quant *quant, const qe_ran
     bin_values v;
     QE_TRY(values_of(b, quant, o, &v, err));
     double steps = qe_range_steps(quant, o), top = fmax((double)*high, (double)-*low);
-    if (o->method == QE_RANGE_MSE) clip_mse(&v, low, high);
-    else qe_octav_refine(qe_octav_start(sums_above, &v, 1.0 / (12.0 * steps * steps), top), steps, quant->zero == QE_ZERO_CONST,
-                         loss, &v, low, high);
+    if (o->method == QE_RANGE_MSE) {
+        clip_mse(&v, low, high);
+    } else {
+        double start = qe_octav_start(sums_above, &v, 1.0 / (12.0 * steps * steps), top);
+        if (quant->code == QE_CODE_LUT) qe_octav_clip(start, low, high);   /* as for values: no table yet, no errors */
+        else qe_octav_refine(start, steps, quant->zero == QE_ZERO_CONST, loss, &v, low, high);
+    }
     free(v.x);
     return QE_OK;
 }

@@ -5,6 +5,7 @@
  * the error itself decides. */
 #include <math.h>
 
+#include <qengine/num.h>
 #include "quant/range_values.h"
 
 double qe_octav_start(qe_octav_sums *sums, const void *ctx, double c, double top) {
@@ -82,6 +83,12 @@ static void move(sweep *w, bool lower, bool upper, double start) {
     float low = low_of(w, w->best), high = high_of(w, w->best);
     w->low = low;
     w->high = high;
+}
+
+void qe_octav_clip(double start, float *low, float *high) {
+    if (!(start > 0.0)) return;
+    *high = qe_clamp(*high, 0.0f, (float)start);
+    *low = qe_clamp(*low, (float)-start, 0.0f);
 }
 
 void qe_octav_refine(double start, double steps, bool symmetric, qe_range_loss *loss, const void *ctx, float *low, float *high) {

@@ -17,6 +17,8 @@ typedef void qe_octav_sums(const void *ctx, double s, double *sum, double *numbe
 /* Where s <- sum|x|[|x| > s] / (c count(0 < |x| <= s) + count(|x| > s)) comes to rest, c the variance of a step at s = 1; 0 of
  * zeros alone. top: the largest magnitude. */
 double qe_octav_start(qe_octav_sums *sums, const void *ctx, double c, double top);
+/* [low, high] within start of 0; where start is 0, as they are. */
+void qe_octav_clip(double start, float *low, float *high);
 /* [low, high], the extremes, become the clips of least loss about `start`; never worse than the extremes. steps: on one side. */
 typedef double qe_range_loss(const void *ctx, float low, float high);
 void qe_octav_refine(double start, double steps, bool symmetric, qe_range_loss *loss, const void *ctx, float *low, float *high);

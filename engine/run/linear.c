@@ -38,7 +38,7 @@ static qe_status check_act(const qe_act *act, const qe_quant *w, int64_t k, qe_e
     return QE_OK;
 }
 
-static qe_status read_options(const qe_linear_options *in, const qe_qtensor *t, qe_linear_options *o, qe_error *err) {
+qe_status qe_linear_options_read(const qe_linear_options *in, const qe_qtensor *t, qe_linear_options *o, qe_error *err) {
     memset(o, 0, sizeof *o);
     if (in) {
         if (in->struct_size < sizeof in->struct_size)
@@ -58,7 +58,6 @@ static qe_status read_options(const qe_linear_options *in, const qe_qtensor *t, 
         return qe_error_set(err, QE_E_ARGUMENT, "options.flags 0x%x has unknown bits", o->flags);
     if (o->experts < 0 || o->reserved || o->experts > QE_MAX_EXPERTS)
         return qe_error_set(err, QE_E_ARGUMENT, "options.experts is %d, legal are 0 to %d", o->experts, QE_MAX_EXPERTS);
-    if (!o->experts) o->experts = 1;
     return QE_OK;
 }
 
@@ -137,7 +136,8 @@ qe_status qe_linear_begin(qe_device *device, const qe_qtensor *form, const qe_li
     if (form->rows < 1 || form->k < 1)
         return qe_error_set(err, QE_E_ARGUMENT, "an empty weight: %lld x %lld", (long long)form->rows,
                             (long long)form->k);
-    QE_TRY(read_options(options, form, &o, err));
+    QE_TRY(qe_linear_options_read(options, form, &o, err));
+    if (!o.experts) o.experts = 1;
     QE_TRY(check_act(o.act, &form->quant, form->k, err));
     int32_t h = form->hadamard;
     if (h < 0 || (h && (h & (h - 1) || form->k % h)))
@@ -247,12 +247,16 @@ qe_status qe_linear_check_args(const qe_linear *l, const qe_linear_args *a, int3
     return QE_OK;
 }
 
-qe_status qe_linear_enqueue(const qe_linear *l, int32_t expert, const qk_groups *groups, qe_run_plan *p,
-                            const qe_linear_args *a, qe_error *err) {
-    size_t need = p->x_bytes + (size_t)p->plan.workspace_bytes;
-    if (!a->workspace || a->workspace_bytes < need || (uintptr_t)a->workspace & 255)
+qe_status qe_linear_check_workspace(const qe_linear_args *a, size_t need, qe_error *err) {
+    if (need && (!a->workspace || a->workspace_bytes < need || (uintptr_t)a->workspace & 255))
         return qe_error_set(err, QE_E_ARGUMENT, "workspace of %zu bytes, %zu are needed, 256-byte aligned",
                             a->workspace ? a->workspace_bytes : 0, need);
+    return QE_OK;
+}
+
+qe_status qe_linear_enqueue(const qe_linear *l, int32_t expert, const qk_groups *groups, qe_run_plan *p,
+                            const qe_linear_args *a, qe_error *err) {
+    QE_TRY(qe_linear_check_workspace(a, p->x_bytes + (size_t)p->plan.workspace_bytes, err));
     qk_weight weight = l->weight;
     weight.blob = l->blob + (size_t)expert * l->expert_bytes;
     qk_x_rebase(&p->x, a->workspace);

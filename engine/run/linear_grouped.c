@@ -73,11 +73,9 @@ qe_status qe_linear_create_grouped(qe_device *device, const qe_qtensor *const *w
                                    const qe_linear_options *options, qe_linear **out, qe_error *err) {
     if (!device || !weights || !out) return qe_error_set(err, QE_E_ARGUMENT, "device, weights or out is NULL");
     if (experts < 1) return qe_error_set(err, QE_E_ARGUMENT, "experts is %d", experts);
+    if (!weights[0]) return qe_error_set(err, QE_E_ARGUMENT, "weight 0 is NULL");
     qe_linear_options o;
-    memset(&o, 0, sizeof o);
-    if (options && (options->struct_size < sizeof options->struct_size || options->struct_size > sizeof o))
-        return qe_error_set(err, QE_E_ARGUMENT, "options.struct_size is %zu", options->struct_size);
-    if (options) memcpy(&o, options, options->struct_size);
+    QE_TRY(qe_linear_options_read(options, weights[0], &o, err));
     if (o.experts && o.experts != experts)
         return qe_error_set(err, QE_E_ARGUMENT, "options.experts is %d, %d weights are given", o.experts, experts);
     o.struct_size = sizeof o;
@@ -94,18 +92,19 @@ static int64_t all_rows(const qe_linear *l, int32_t layout, int64_t m) {
     return rows <= INT32_MAX ? rows : 0;
 }
 
-/* The plan a workspace is made for: on CUDA of the call, elsewhere of an expert that has all m rows. */
-static qe_status plan_largest(const qe_linear *l, int32_t layout, int64_t m, int32_t x_type, int32_t y_type, qe_run_plan *p,
+/* Of a call on CUDA: one plan, made for a typical expert. */
+static qe_status plan_at_once(const qe_linear *l, int32_t layout, int64_t m, int32_t x_type, int32_t y_type, qe_run_plan *p,
                               qe_error *err) {
-    if (qe_device_is_host(l->device)) return qe_linear_plan_run(l, m, 0, x_type, y_type, p, err);
     int64_t typical = layout == QE_GROUPS_MASKED ? m : (m + l->experts - 1) / l->experts;
     return qe_linear_plan_run(l, all_rows(l, layout, m), typical, x_type, y_type, p, err);
 }
 
 size_t qe_linear_workspace_grouped(const qe_linear *l, int32_t layout, int64_t m, int32_t x_type) {
-    qe_run_plan p;
     if (!l || !grouped_layout(layout) || m < 1 || m > INT32_MAX || !all_rows(l, layout, m)) return 0;
-    if (!qe_linear_takes(l, x_type) || plan_largest(l, layout, m, x_type, l->y_type, &p, NULL)) return 0;
+    if (!qe_linear_takes(l, x_type)) return 0;
+    if (qe_device_is_host(l->device)) return qe_linear_workspace(l, m, x_type);     /* one expert may have all m rows */
+    qe_run_plan p;
+    if (plan_at_once(l, layout, m, x_type, l->y_type, &p, NULL)) return 0;
     return p.x_bytes + (size_t)p.plan.workspace_bytes;
 }
 
@@ -136,19 +135,35 @@ static const void *row_of(const void *p, int64_t row, int64_t ld, int32_t type) 
     return p ? (const char *)p + row * ld * bytes : NULL;
 }
 
+static int64_t count_of(const qe_linear_groups *g, int64_t m, int32_t e, int64_t *first) {
+    bool masked = g->layout == QE_GROUPS_MASKED;
+    *first = masked ? e * m : g->rows[e];
+    return masked ? g->rows[e] : g->rows[e + 1] - *first;
+}
+
+/* Before the first expert writes its rows. */
+static qe_status check_workspace(const qe_linear *l, const qe_linear_args *args, const qe_linear_groups *g, int32_t y_type,
+                                 qe_error *err) {
+    size_t need = 0;
+    for (int32_t e = 0; e < l->experts; e++) {
+        qe_run_plan p;
+        int64_t first, count = count_of(g, args->m, e, &first);
+        if (!count) continue;
+        QE_TRY(qe_linear_plan_run(l, count, 0, args->x_type, y_type, &p, err));
+        size_t bytes = p.x_bytes + (size_t)p.plan.workspace_bytes;
+        need = bytes > need ? bytes : need;
+    }
+    return qe_linear_check_workspace(args, need, err);
+}
+
 static qe_status run_experts(const qe_linear *l, const qe_linear_args *args, const qe_linear_groups *g, int32_t y_type,
                              qe_error *err) {
-    qe_run_plan largest;
-    QE_TRY(plan_largest(l, g->layout, args->m, args->x_type, y_type, &largest, err));
+    QE_TRY(check_workspace(l, args, g, y_type, err));
     for (int32_t e = 0; e < l->experts; e++) {
-        bool masked = g->layout == QE_GROUPS_MASKED;
-        int64_t first = masked ? e * args->m : g->rows[e], count = masked ? g->rows[e] : g->rows[e + 1] - first;
-        if (!count) continue;
         qe_run_plan p;
+        int64_t first, count = count_of(g, args->m, e, &first);
+        if (!count) continue;
         QE_TRY(qe_linear_plan_run(l, count, 0, args->x_type, y_type, &p, err));
-        /* Few tokens may be planned with more scratch than many; the plan of many runs them too. */
-        size_t fits = largest.x_bytes + (size_t)largest.plan.workspace_bytes;
-        if (p.x_bytes + (size_t)p.plan.workspace_bytes > fits) p.plan = largest.plan;
         qe_linear_args a = *args;
         a.m = count;
         a.x = row_of(args->x, first, args->ldx, args->x_type);
@@ -162,7 +177,7 @@ static qe_status run_experts(const qe_linear *l, const qe_linear_args *args, con
 static qe_status run_at_once(const qe_linear *l, const qe_linear_args *args, const qe_linear_groups *g, int32_t y_type,
                              qe_error *err) {
     qe_run_plan p;
-    QE_TRY(plan_largest(l, g->layout, args->m, args->x_type, y_type, &p, err));
+    QE_TRY(plan_at_once(l, g->layout, args->m, args->x_type, y_type, &p, err));
     qk_groups groups;
     memset(&groups, 0, sizeof groups);
     groups.rows = g->rows;

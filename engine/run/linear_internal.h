@@ -36,8 +36,11 @@ typedef struct qe_run_plan {
 /* m rows of x. group_m, unless 0: the tokens of an expert that a grouped plan is made for. */
 qe_status qe_linear_plan_run(const qe_linear *l, int64_t m, int64_t group_m, int32_t x_type, int32_t y_type, qe_run_plan *out,
                              qe_error *err);
+/* As this version knows them, with what the weight `t` says where `in` does not. */
+qe_status qe_linear_options_read(const qe_linear_options *in, const qe_qtensor *t, qe_linear_options *o, qe_error *err);
 bool      qe_linear_takes(const qe_linear *l, int32_t x_type);
 qe_status qe_linear_check_args(const qe_linear *l, const qe_linear_args *a, int32_t y_type, qe_error *err);
+qe_status qe_linear_check_workspace(const qe_linear_args *a, size_t need, qe_error *err);
 /* Prepare and GEMM of one expert, or of all in `groups`. */
 qe_status qe_linear_enqueue(const qe_linear *l, int32_t expert, const qk_groups *groups, qe_run_plan *p,
                             const qe_linear_args *a, qe_error *err);

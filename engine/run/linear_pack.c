@@ -68,7 +68,10 @@ static qe_status pack_band(qe_linear *l, int32_t expert, const qe_qtensor *band,
     bool host = qe_device_is_host(l->device), head = l->head_bytes && !atomic_exchange(head_taken, 1);
     size_t lead = head && !host ? l->head_bytes : 0;
     char *stage = host ? NULL : qe_os_alloc(lead + bytes);
-    if (!host && !stage) return qe_error_set(err, QE_E_NOMEM, "no memory for %zu bytes of packed rows", lead + bytes);
+    if (!host && !stage) {
+        if (head) atomic_store(head_taken, 0);
+        return qe_error_set(err, QE_E_NOMEM, "no memory for %zu bytes of packed rows", lead + bytes);
+    }
     qk_queue queue = qe_device_queue(l->device, NULL);
     if (head) s->layout->pack_head(s, band, host ? blob : stage);
     pack_job job = {l, band, host ? target : stage + lead};
@@ -79,6 +82,7 @@ static qe_status pack_band(qe_linear *l, int32_t expert, const qe_qtensor *band,
     if (head) status = l->device->backend->copy(&queue, blob, stage, lead, err);
     if (!status) status = l->device->backend->copy(&queue, target, stage + lead, bytes, err);
     if (!status) status = l->device->backend->wait(&queue, err);
+    if (status && head) atomic_store(head_taken, 0);
     qe_os_release(stage);
     return status;
 }
@@ -111,7 +115,6 @@ qe_status qe_linear_append_expert(qe_linear *l, int32_t expert, const qe_qtensor
         return qe_error_set(err, QE_E_ARGUMENT, "expert %d of a linear of %d", expert, l->experts);
     unsigned fp = qe_fp_enter();
     qe_status status = check_band(l, band, err);
-    if (!status) status = qe_requant_band(&l->requant, expert * l->weight.shape.n + band->first_row, band, err);
     if (!status) {
         atomic_uchar *have = l->have + expert * l->layout_bands;
         int64_t rows = l->weight.shape.layout->band_rows, from = band->first_row / rows;
@@ -121,7 +124,8 @@ qe_status qe_linear_append_expert(qe_linear *l, int32_t expert, const qe_qtensor
             for (int64_t i = from; i < taken; i++) atomic_store(&have[i], 0);
             status = qe_error_set(err, QE_E_DUPLICATE, "row %lld was appended before", (long long)(taken * rows));
         } else {
-            status = pack_band(l, expert, band, err);
+            status = qe_requant_band(&l->requant, expert * l->weight.shape.n + band->first_row, band, err);
+            if (!status) status = pack_band(l, expert, band, err);
             for (int64_t i = from; status && i < end; i++) atomic_store(&have[i], 0);
             if (!status) atomic_fetch_add(&l->packed, end - from);
         }

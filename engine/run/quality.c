@@ -46,7 +46,7 @@ static both compare_rows(const float *a, const float *b, int64_t n) {
     r.log_a = high_a + log(sum_a);
     r.log_b = high_b + log(sum_b);
     double kl = apart / sum_a - r.log_a + r.log_b;
-    r.kl = kl > 0 ? kl : 0;
+    r.kl = kl < 0 ? 0 : kl;     /* rounding; what is not a number stays one */
     return r;
 }
 

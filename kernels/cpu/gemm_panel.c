@@ -58,9 +58,10 @@ static size_t work_bytes(const panel_job *j, uint32_t tasks) {
 }
 
 /* Tasks of a call: for few rows more than threads, so that a thread which the system holds up keeps little from the others;
- * for many as many as threads, each with its slice of the workspace and few walks over the tiles. */
-static int32_t run_tasks(const panel_job *j, int32_t units) {
-    if (units == 1 || j->tiles >= WIDE_TILES) return units;
+ * for many as many as threads, each with its slice of the workspace and few walks over the tiles. A plan for fewer threads
+ * than there are has that many tasks, which is what keeps the others out. */
+static int32_t run_tasks(const panel_job *j, int32_t units, int32_t threads) {
+    if (units < threads || units == 1 || j->tiles >= WIDE_TILES) return units;
     int64_t bytes = (j->finish.args->w->shape.n + PANEL_COLUMNS - 1) / PANEL_COLUMNS * (int64_t)j->format.panel_bytes;
     int64_t each = bytes / CLAIM_BYTES / units;
     return units * (int32_t)(each < 1 ? 1 : each > CLAIMS ? CLAIMS : each);
@@ -243,7 +244,7 @@ static qe_status panel_run(const qk_plan *plan, const qk_gemm_args *args, const 
         return qe_error_set(err, QE_E_ARGUMENT, "m %lld is more than planned", (long long)args->x.m);
     int32_t units = (int32_t)plan->block;
     cpu_parallel(queue, fill_task, &j, j.tiles > units ? units : 1);
-    cpu_parallel(queue, run_task, &j, run_tasks(&j, units));
+    cpu_parallel(queue, run_task, &j, run_tasks(&j, units, queue->device->units));
     return QE_OK;
 }
 

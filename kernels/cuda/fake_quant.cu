@@ -151,7 +151,8 @@ extern "C" qe_status qk_cuda_fake_quant(const qk_fake_quant *f, const qk_queue *
     Args a = args_of(f);
     if (a.pieces == 0) return QE_OK;
     const int64_t blocks = (a.pieces + kWarps - 1) / kWarps;
-    if (blocks > INT32_MAX)
+    const int64_t groups = (f->n + a.height - 1) / a.height * a.columns;
+    if (blocks > INT32_MAX || groups > INT32_MAX)
         return qe_error_set(err, QE_E_LIMIT, "cuda: fake quantization of %lld x %lld in groups of %d", (long long)f->n,
                             (long long)f->k, f->group_k);
     if (!f->dy) return launch(forward, dim3(uint32_t(blocks)), kThreads, 0, queue, "cuda/fake_quant", err, a);
@@ -159,6 +160,5 @@ extern "C" qe_status qk_cuda_fake_quant(const qk_fake_quant *f, const qk_queue *
     if (wanted && gathers(a)) a.sums = static_cast<Sums *>(f->workspace);
     QE_TRY(launch(backward, dim3(uint32_t(blocks)), kThreads, 0, queue, "cuda/fake_quant_backward", err, a));
     if (!a.sums) return QE_OK;
-    const int64_t groups = (f->n + a.height - 1) / a.height * a.columns;
     return launch(gather, dim3(uint32_t(groups)), kThreads, kWarps * sizeof(Sums), queue, "cuda/fake_quant_gather", err, a);
 }

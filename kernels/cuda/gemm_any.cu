@@ -200,8 +200,8 @@ PTX_FN void requantized(const Args &a, int64_t m, int64_t n) {
 
 // A thread owns the outputs (m, 2i) and (m, 2i + 1), so that a gate meets its factor.
 __global__ void __launch_bounds__(kColumns *kTokens, 1) gemm(const __grid_constant__ Args args) {
-    const Tile rows = args.groups.tile(blockIdx.y, kTokens);
-    const int64_t n = (int64_t(blockIdx.x) * kColumns + threadIdx.x % kColumns) * 2;
+    const Tile rows = args.groups.tile(blockIdx.x, kTokens);
+    const int64_t n = (int64_t(blockIdx.y) * kColumns + threadIdx.x % kColumns) * 2;
     const int64_t m = rows.first + threadIdx.x / kColumns;
     if (n >= args.shape.n || m >= rows.end) return;
     Args a = args;
@@ -225,8 +225,8 @@ bool supports(const qk_device *, const qk_gemm *g, qk_why *why) {
     return true;
 }
 void plan(const qk_device *, const qk_gemm *g, qk_plan *out) {
-    out->grid[0] = uint32_t((g->w.n + 2 * kColumns - 1) / (2 * kColumns));
-    out->grid[1] = uint32_t((g->m + kTokens - 1) / kTokens), out->grid[2] = 1;
+    out->grid[0] = uint32_t((g->m + kTokens - 1) / kTokens);
+    out->grid[1] = uint32_t((g->w.n + 2 * kColumns - 1) / (2 * kColumns)), out->grid[2] = 1;
     out->block = kColumns * kTokens;
 }
 qe_status run(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
@@ -242,7 +242,7 @@ qe_status run(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *que
     if (a.out.type == QE_CODE_INT) a.requant = requant_of(plan, args);
     if (a.x.m == 0) return QE_OK;
     if (a.shape.chunk_k <= 0) a.shape.chunk_k = w.k;
-    dim3 grid(plan->grid[0], tiles_of(args, kTokens));
+    const dim3 grid(tiles_of(args, kTokens), plan->grid[1]);
     return launch(gemm, grid, plan->block, 0, queue, "cuda/any", err, a);
 }
 

@@ -369,6 +369,8 @@ qe_status run_family(const qk_plan *plan, const qk_gemm_args *args, Args<F> a, c
                      qe_error *err, size_t head_bytes = 0) {
     a.m = args->x.m, a.groups = groups_of(args);
     a.w = static_cast<const unsigned char *>(args->w->blob) + head_bytes;
+    if (a.groups.experts && plan->splits > 1) // partial sums know of one weight
+        return qe_error_set(err, QE_E_ARGUMENT, "%s: experts with k in %d splits", name, plan->splits);
     a.blocks = int((args->w->shape.k + kBlockK - 1) / kBlockK);
     a.split_blocks = (a.blocks + plan->splits - 1) / plan->splits;
     if (a.chunk_blocks && plan->splits > 1) a.split_blocks = a.chunk_blocks;

@@ -232,8 +232,8 @@ PTX_FN float dot(const SimtArgs &a, int64_t m, int64_t n) {
     return qe_add(sum, y);
 }
 __global__ void __launch_bounds__(kSimtThreads) plain(const __grid_constant__ SimtArgs args) {
-    const Tile rows = args.groups.tile(blockIdx.y, 4);
-    const int64_t n = (int64_t(blockIdx.x) * 32 + threadIdx.x % 32) * 2, m = rows.first + threadIdx.x / 32;
+    const Tile rows = args.groups.tile(blockIdx.x, 4);
+    const int64_t n = (int64_t(blockIdx.y) * 32 + threadIdx.x % 32) * 2, m = rows.first + threadIdx.x / 32;
     if (n >= args.out.n || m >= rows.end) return;
     SimtArgs a = args;
     a.w += rows.expert * a.groups.expert_bytes, a.out = args.out.of(rows.expert);
@@ -246,7 +246,7 @@ bool supports_simt(const qk_device *, const qk_gemm *g, qk_why *why) {
 }
 void plan_simt(const qk_device *, const qk_gemm *g, qk_plan *out) {
     out->variant = 0;
-    out->grid[0] = uint32_t((g->w.n + 63) / 64), out->grid[1] = uint32_t((g->m + 3) / 4), out->grid[2] = 1;
+    out->grid[0] = uint32_t((g->m + 3) / 4), out->grid[1] = uint32_t((g->w.n + 63) / 64), out->grid[2] = 1;
     out->block = kSimtThreads;
 }
 qe_status run_simt(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
@@ -260,7 +260,7 @@ qe_status run_simt(const qk_plan *plan, const qk_gemm_args *args, const qk_queue
     a.context = context_of(w, args->w->blob);
     a.out = epilogue_of(plan, args), a.groups = groups_of(args);
     if (a.m == 0) return QE_OK;
-    return launch(plain, dim3(plan->grid[0], tiles_of(args, 4)), plan->block, 0, queue, "cuda/wxa16_simt", err,
+    return launch(plain, dim3(tiles_of(args, 4), plan->grid[1]), plan->block, 0, queue, "cuda/wxa16_simt", err,
                   a);
 }
 

@@ -50,6 +50,7 @@ static bool supports(const qk_device *device, const qk_shape *s, qk_why *why) {
     if (w->zero == QE_ZERO_REAL) return qk_no(why, "real zeros");
     if (w->zero == QE_ZERO_POINT && (w->zero_num != QE_NUM_U8 || w->code != QE_CODE_INT))
         return qk_no(why, "zero points are not integers");
+    if (w->zero == QE_ZERO_CONST && w->zero_const > 255) return qk_no(why, "zero %d is no byte", (int)w->zero_const);
     if (w->group_n != 1) return qk_no(why, "groups of %d rows", (int)w->group_n);
     if (w->group_k && w->group_k < s->k && w->group_k % 16)
         return qk_no(why, "group %d is not a multiple of 16", (int)w->group_k);

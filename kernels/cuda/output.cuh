@@ -124,7 +124,7 @@ constexpr int kReduceThreads = 128;
 template <class T>
 static __global__ void __launch_bounds__(kReduceThreads)
     reduce(const T *sums, int splits, int64_t tokens, int64_t ld, const __grid_constant__ Output output) {
-    const int64_t n = (int64_t(blockIdx.x) * kReduceThreads + threadIdx.x) * 4, m = blockIdx.y;
+    const int64_t n = (int64_t(blockIdx.y) * kReduceThreads + threadIdx.x) * 4, m = blockIdx.x;
     if (n >= output.out.n) return;
     const T *from = sums + m * ld + n;
     T v[4] = {from[0], from[1], from[2], from[3]};
@@ -142,7 +142,7 @@ template <class T>
 static qe_status launch_reduce(const qk_plan *plan, const qk_gemm_args *args, const Output &output, const qk_queue *queue,
                         const char *name, qe_error *err) {
     const int64_t n = args->w->shape.n;
-    const dim3 grid(uint32_t((n + 4 * kReduceThreads - 1) / (4 * kReduceThreads)), uint32_t(args->x.m));
+    const dim3 grid(uint32_t(args->x.m), uint32_t((n + 4 * kReduceThreads - 1) / (4 * kReduceThreads))); // x: up to 2^31 - 1
     return launch(reduce<T>, grid, kReduceThreads, 0, queue, name, err, static_cast<const T *>(args->workspace),
                   plan->splits, args->x.m, partial_ld(n), output);
 }

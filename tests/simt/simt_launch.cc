@@ -166,6 +166,7 @@ Result launch_fn(const std::function<void()> &body, dim3 grid, dim3 block, size_
     const unsigned resident = (unsigned(opt.resident) + cluster - 1) / (cluster ? cluster : 1); // clusters
     const unsigned nt = block.x * block.y * block.z;
     if (nt == 0 || nt > 1024 || nblocks == 0) return {false, "bad launch shape"};
+    if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) return {false, "more blocks than a grid holds"};
     if (cluster == 0 || cluster > 8 || grid.y % cluster) return {false, "grid.y is no multiple of the cluster"};
     if (smem_bytes > 227 * 1024) return {false, "more than 227 KiB of shared memory"};
     std::atomic<uint64_t> next{0};

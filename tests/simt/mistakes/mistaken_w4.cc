@@ -94,7 +94,7 @@ int main() {
     simt::encode_tensor_map_2d(&map, x_device, 1, uint64_t(k) * sizeof(Value), uint64_t(m), uint64_t(ld) * sizeof(Value),
                                128, kTokens, 128);
 #endif
-    a.m = m, a.w = device(packed), a.band_bytes = int64_t(packed.size()), a.block_bytes = block_bytes;
+    a.m = m, a.groups.total = m, a.w = device(packed), a.band_bytes = int64_t(packed.size()), a.block_bytes = block_bytes;
     a.blocks = int(qk_w4_blocks(k)), a.split_blocks = 18, a.chunk_blocks = 5, a.context = {1, 0};
 #if KERNEL == 80
     using C = sm80::Config<Format, kTokens>;
