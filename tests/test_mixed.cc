@@ -16,14 +16,17 @@ struct Choice {
     std::string module, scheme;
     int64_t layer, bytes;
     int input, picked;
-    double loss;
+    double loss, seconds;
 };
 
 struct Mixed {
     std::string candidates, method, format, out, calibration, recipe, text;
-    double bits = 0;
+    double bits = 0, seconds = 0;
     uint64_t bytes = 0;
     uint32_t flags = QE_QUANTIZE_PLAN_ONLY;
+    double (*told)(void *, const qe_quantize_choice *) = nullptr;
+    double bad = 0;
+    int bad_at = 0, asked = 0;
     int64_t stop_after = -1, calls = 0;
     std::vector<Choice> choices;
     std::vector<std::string> schemes;
@@ -43,11 +46,13 @@ struct Mixed {
         o.calibration_bytes = calibration.size();
         o.budget_bits = bits;
         o.budget_bytes = bytes;
+        o.budget_seconds = seconds;
+        o.seconds = told;
         o.quality_text = text.empty() ? nullptr : text.data();
         o.quality_bytes = text.size();
         o.layer = [](void *ctx, const qe_quantize_layer *l) { ((Mixed *)ctx)->schemes.push_back(l->scheme); };
         o.choice = [](void *ctx, const qe_quantize_choice *c) {
-            ((Mixed *)ctx)->choices.push_back({c->module, c->scheme, c->layer, c->bytes, c->input, c->picked, c->loss});
+            ((Mixed *)ctx)->choices.push_back({c->module, c->scheme, c->layer, c->bytes, c->input, c->picked, c->loss, c->seconds});
         };
         o.chosen = [](void *ctx, const char *recipe) { ((Mixed *)ctx)->recipe = recipe; };
         o.quality = [](void *ctx, const qe_quality *q) { ((Mixed *)ctx)->qualities.push_back(*q); };
@@ -175,6 +180,122 @@ TEST(Budget, InBytes) {
     ASSERT_EQ(qe_model_get_info(written.get(), &info, &run.err), QE_OK);
     EXPECT_LE(info.bytes, 2700000u);
     EXPECT_GT(info.bytes, 2600000u);
+}
+
+double told_seconds(const std::string &scheme, int64_t layer, int64_t bytes) {
+    return 1e-11 * (double)bytes * (double)(layer + 1) * (scheme.find("@a8") == std::string::npos ? 4 : 1);
+}
+
+/* Times of a machine that runs int8 inputs four times as fast, and no layer as the one before. */
+double told_time(void *ctx, const qe_quantize_choice *c) {
+    Mixed *r = (Mixed *)ctx;
+    EXPECT_TRUE(c->bytes > 0 && !c->picked && c->loss == 0) << c->module << " " << c->scheme;
+    r->asked++;
+    return r->bad_at == r->asked ? r->bad : told_seconds(c->scheme, c->layer, c->bytes);
+}
+
+/* A budget of time is kept, uses most of what it has, and no uniform scheme within it loses less: at every budget, by times that
+ * are told. */
+TEST(Budget, InTimeThatIsTold) {
+    auto d = device();
+    auto source = model(tiny);
+    Mixed run;
+    run.calibration = calibration().substr(0, 400), run.format = "qengine", run.told = told_time;
+    run.candidates = "int3:g64:f16@a8,int4:g128:f16@a8,w8a8,w8a16-g128";
+    run.seconds = 1e-9;
+    ASSERT_TRUE(has_status(run.go(d.get(), source.get()), QE_E_LIMIT, run.err));
+    double quickest = 0;
+    const char *said = strstr(run.err.message, "take ");
+    ASSERT_TRUE(said && sscanf(said, "take %lf ms", &quickest) == 1 && strstr(run.err.message, "ms a token")) << run.err.message;
+    std::set<std::string> recipes;
+    double before = INFINITY, sum = 0;
+    int strictly = 0, budgets = 0;
+    for (double times : {1.001, 1.5, 2.5, 4.0, 1e6}) {
+        run.seconds = 1e-3 * quickest * times, run.asked = 0;
+        ASSERT_TRUE(is_ok(run.go(d.get(), source.get()), run.err)) << times;
+        EXPECT_EQ(run.asked, 16 * 4);
+        std::map<std::string, std::pair<double, double>> uniform;
+        std::map<int64_t, double> least, quick;
+        double time = 0, kl = 0, floor = 0;
+        int picked = 0;
+        for (const Choice &x : run.choices) {
+            EXPECT_EQ(x.seconds, told_seconds(x.scheme, x.layer, x.bytes)) << x.module << " " << x.scheme;
+            uniform[x.scheme].first += x.seconds, uniform[x.scheme].second += x.loss;
+            double &low = least.emplace(x.layer * 4 + x.input, x.loss).first->second;
+            low = std::min(low, x.loss);
+            double &soon = quick.emplace(x.layer * 4 + x.input, x.seconds).first->second;
+            soon = std::min(soon, x.seconds);
+            if (x.picked) time += x.seconds, kl += x.loss, picked++;
+        }
+        for (auto &u : least) floor += u.second;
+        sum = 0;
+        for (auto &u : quick) sum += u.second;
+        ASSERT_EQ(uniform.size(), 4u);
+        EXPECT_EQ(picked, 16);
+        EXPECT_LE(time, run.seconds);
+        EXPECT_LE(kl, before) << "more time, more loss";
+        for (auto &u : uniform) {
+            if (u.second.first > run.seconds * (1 - 16.0 / 65536)) continue;
+            EXPECT_LE(kl, u.second.second) << u.first << " at " << times;
+            strictly += kl < u.second.second;
+        }
+        if (times == 1e6) {
+            EXPECT_NEAR(kl, floor, 1e-12) << "time enough for the best of each";
+        }
+        before = kl;
+        recipes.insert(run.recipe);
+        budgets++;
+    }
+    EXPECT_EQ(budgets, 5);
+    run.seconds = sum * (1 - 1e-6);
+    EXPECT_TRUE(has_status(run.go(d.get(), source.get()), QE_E_LIMIT, run.err)) << "rounded below what it takes";
+    EXPECT_GE(recipes.size(), 4u);
+    EXPECT_GT(strictly, 5);
+    for (double wrong : {0.0, -1.0, (double)NAN, (double)INFINITY}) {
+        run.bad = wrong, run.bad_at = 7, run.asked = 0;
+        EXPECT_TRUE(has_status(run.go(d.get(), source.get()), QE_E_VALUE, run.err)) << wrong;
+        EXPECT_NE(std::string(run.err.message).find("w8a8"), std::string::npos) << run.err.message;
+    }
+}
+
+/* What the format cannot hold is neither asked for nor chosen. */
+TEST(Budget, InTimeWithinAFormat) {
+    auto d = device();
+    auto source = model(tiny);
+    Mixed run;
+    run.calibration = calibration().substr(0, 400), run.format = "gptq", run.candidates = "w4a16-g128-asym,nf4", run.seconds = 1, run.told = told_time;
+    ASSERT_TRUE(is_ok(run.go(d.get(), source.get()), run.err));
+    EXPECT_EQ(run.asked, 16);
+    for (const Choice &x : run.choices) EXPECT_EQ(x.picked, x.scheme != "nf4") << x.module;
+}
+
+/* Measured times, by bounds that hold on a machine however busy: each candidate is run (no weights come faster than 4 TB/s), the
+ * layers of one shape share one measurement, and there is time for the best of each, which is to round nothing, or for nothing. */
+TEST(Budget, InTimeThatIsMeasured) {
+    auto d = device(1);
+    auto source = model(tiny);
+    Mixed run;
+    run.calibration = calibration().substr(0, 400), run.format = "qengine", run.seconds = 1e6;
+    run.candidates = "int4:g128:f16@a8,w4a16-g128,nf4,mxfp4,mx9,int4:g128:u8:s=f16/channel@a8,kmeans4,f16";
+    ASSERT_TRUE(has_status(run.go(d.get(), source.get()), QE_E_ARGUMENT, run.err));
+    EXPECT_NE(std::string(run.err.message).find("leaves every linear as it is"), std::string::npos) << run.err.message;
+    ASSERT_EQ(run.choices.size(), 16u * 8);
+    std::map<std::pair<std::string, int>, double> of;
+    for (const Choice &x : run.choices) {
+        EXPECT_GT(x.seconds, (double)x.bytes / 4e12) << x.module << " " << x.scheme;
+        EXPECT_LT(x.seconds, 60) << x.module << " " << x.scheme;
+        EXPECT_EQ(of.emplace(std::make_pair(x.scheme, x.input), x.seconds).first->second, x.seconds) << x.module << " " << x.scheme;
+        EXPECT_EQ(x.picked, x.scheme == "f16") << x.module << " " << x.scheme;
+    }
+    run.seconds = 1e-12;
+    EXPECT_TRUE(has_status(run.go(d.get(), source.get()), QE_E_LIMIT, run.err));
+    EXPECT_NE(std::string(run.err.message).find("ms a token"), std::string::npos) << run.err.message;
+    for (double wrong : {-1.0, (double)NAN, 1e9}) {
+        run.seconds = wrong;
+        EXPECT_TRUE(has_status(run.go(d.get(), source.get()), QE_E_ARGUMENT, run.err)) << wrong;
+    }
+    run.seconds = 1, run.bits = 4.5;
+    EXPECT_TRUE(has_status(run.go(d.get(), source.get()), QE_E_ARGUMENT, run.err));
 }
 
 TEST(Budget, Refusals) {

@@ -71,6 +71,10 @@ TEST_F(Qquant, BudgetAndItsRecipe) {
     ASSERT_EQ(explain.code, 0) << explain.err;
     EXPECT_EQ(std::count(explain.out.begin(), explain.out.end(), '*'), 16);
     EXPECT_NE(explain.out.find("model.layers.3.mlp.down_proj"), std::string::npos);
+    Result timed = with({"--model", tiny, "--budget", "1e9ms", "--scheme", "int4:g128:f16@a8,w8a16-g128", "--explain", "--threads", "1"});
+    ASSERT_EQ(timed.code, 0) << timed.err;
+    EXPECT_EQ(std::count(timed.out.begin(), timed.out.end(), '*'), 16) << timed.out;
+    EXPECT_NE(timed.out.find(" ms for one token's linears, measured"), std::string::npos) << timed.out;
     Result first = with({"--model", tiny, "--budget", "4.5", "--out", folder.file("m"), "--recipe-out", folder.file("r.json"), "--text", QE_TEST_DATA "/calib.txt"});
     ASSERT_EQ(first.code, 0) << first.err;
     EXPECT_NE(first.out.find("KL mean 0.00"), std::string::npos) << first.out;
@@ -138,6 +142,8 @@ TEST_F(Qquant, MistakesGetOneLine) {
         {{"--model", tiny, "--scheme", "w8a8", "--out", "x", "--text", "x", "--text-tokens", "9"}, 2, "--compare"},
         {{"--model", tiny, "--budget", "many", "--calib", QE_TEST_DATA "/calib.txt", "--out", "x"}, 2, "many"},
         {{"--model", tiny, "--budget", "4.5X", "--calib", QE_TEST_DATA "/calib.txt", "--out", "x"}, 2, "4.5X"},
+        {{"--model", tiny, "--budget", "4xs", "--calib", QE_TEST_DATA "/calib.txt", "--out", "x"}, 2, "4xs"},
+        {{"--model", tiny, "--budget", "0.001us", "--calib", QE_TEST_DATA "/calib.txt", "--out", folder.file("a")}, 1, "ms a token"},
         {{"--model", tiny, "--budget", "-1", "--calib", QE_TEST_DATA "/calib.txt", "--out", "x"}, 2, "-1"},
         {{"--model", tiny, "--budget", "4.5", "--out", "x"}, 2, "--calib"},
         {{"--model", tiny, "--scheme", "w8a8", "--recipe-out", "r", "--out", "x"}, 2, "--budget"},

@@ -29,7 +29,8 @@ static const char usage[] =
     "  --method M        rtn, gptq, gptq-order, adaround, ...; awq+, smoothquant+, rotate+ before it\n"
     "  --calib FILE      UTF-8 text for methods that need one; --calib-tokens 512, --calib-sequences 128\n"
     "  --format F        compressed-tensors, gptq, gguf, qengine (default: the first that holds the scheme)\n"
-    "  --budget B        4.5: mean bits of a weight; 120M: bytes of all tensors (K, M, G: powers of 1000). Chooses among the\n"
+    "  --budget B        4.5: mean bits of a weight; 120M: bytes of all tensors (K, M, G: powers of 1000); 8ms (us, ms, s): one\n"
+    "                    token through the linears of all layers, measured here with --threads. Chooses among the\n"
     "                    schemes of --scheme by what each costs the model's output on the text\n"
     "  --recipe-out FILE the recipe chosen under --budget; given to --scheme it makes the same bytes again\n"
     "  --text FILE       held-out text: the result is compared with its source before it is put in place, for the report\n"
@@ -41,7 +42,7 @@ static const char usage[] =
 typedef struct options {
     const char *model, *scheme, *method, *calib, *format, *out, *compare, *text, *quantize, *budget, *recipe_out;
     long        tokens, text_tokens, sequences, threads, shard, seed;
-    double      budget_bits, budget_bytes;
+    double      budget_bits, budget_bytes, budget_seconds;
     bool        resume, dry_run, explain, list, quiet;
 } options;
 
@@ -52,7 +53,7 @@ typedef struct program {
     char      *recipe, *calibration, *text;
     size_t     calibration_bytes, text_bytes;
     char       choice_of[256];
-    double     start_s, first_done;
+    double     start_s, first_done, chosen_s;
     bool       shown;
     qe_error   err;
 } program;
@@ -100,13 +101,17 @@ static bool store(value_kind kind, void *to, const char *value) {
     return end != value && !*end && *(long *)to >= 1;
 }
 
-/* "4.5": bits of a weight; with K, M or G: bytes. */
+/* "4.5": bits of a weight; with K, M or G: bytes; with us, ms or s: time. */
 static bool read_budget(options *o) {
     static const char units[] = "KMG";
     char *end;
     double value = strtod(o->budget, &end), factor = 1000;
     const char *unit = *end ? strchr(units, *end) : NULL;
-    if (end == o->budget || !(value > 0) || value > 1e12 || (*end && (!unit || end[1]))) return false;
+    double scale = !strcmp(end, "us") ? 1e-6 : !strcmp(end, "ms") ? 1e-3 : !strcmp(end, "s") ? 1 : 0;
+    if (end == o->budget || !(value > 0) || value > 1e12) return false;
+    if (scale > 0) o->budget_seconds = value * scale;
+    if (scale > 0) return o->budget_seconds <= 1e6;
+    if (*end && (!unit || end[1])) return false;
     for (const char *u = units; unit && u < unit; u++) factor *= 1000;
     if (unit) o->budget_bytes = value * factor;
     else o->budget_bits = value;
@@ -138,7 +143,7 @@ static int parse(int argc, char **argv, options *o) {
     if (!o->model) return usage_error("--model DIR is missing", NULL);
     if (o->text_tokens && !o->compare) return usage_error("--text-tokens needs --compare", NULL);
     if (o->compare) return o->text ? 0 : usage_error("--compare needs --text FILE", NULL);
-    if (o->budget && !read_budget(o)) return usage_error("a budget is bits of a weight (4.5, at most 64) or bytes (120M), not", o->budget);
+    if (o->budget && !read_budget(o)) return usage_error("a budget is bits of a weight (4.5, at most 64), bytes (120M) or time (8ms), not", o->budget);
     if (o->budget && !o->calib) return usage_error("--budget needs --calib FILE", NULL);
     if (o->recipe_out && !o->budget) return usage_error("--recipe-out needs --budget", NULL);
     if (!o->scheme && !o->budget) return usage_error("--scheme is missing; --list shows them", NULL);
@@ -215,11 +220,14 @@ static void on_choice(void *ctx, const qe_quantize_choice *c) {
     program *p = ctx;
     if (p->shown) fprintf(stderr, "\r\x1b[K");
     p->shown = false;
+    if (c->picked) p->chosen_s += c->seconds;
     if (!p->o.explain) return;
-    if (strcmp(p->choice_of, c->module)) printf("%s%s\n", p->choice_of[0] ? "" : "choices, each with its bytes and the KL it adds\n", c->module);
+    if (strcmp(p->choice_of, c->module)) printf("%s%s\n", p->choice_of[0] ? "" : "choices, each with its bytes, the KL it adds and, under a budget of time, its microseconds\n", c->module);
     snprintf(p->choice_of, sizeof p->choice_of, "%s", c->module);
     if (c->bytes < 0) printf("    %-30s not held by the format\n", c->scheme);
-    else printf("  %s %-30s %12lld %12.3e\n", c->picked ? "*" : " ", c->scheme, (long long)c->bytes, c->loss);
+    else printf("  %s %-30s %12lld %12.3e", c->picked ? "*" : " ", c->scheme, (long long)c->bytes, c->loss);
+    if (c->bytes >= 0 && c->seconds > 0) printf(" %10.2f", 1e6 * c->seconds);
+    if (c->bytes >= 0) printf("\n");
 }
 
 static void on_chosen(void *ctx, const char *recipe) {
@@ -267,6 +275,7 @@ static qe_quantize_options options_of(program *p) {
                                  .ctx = p,
                                  .budget_bits = p->o.budget_bits,
                                  .budget_bytes = (uint64_t)p->o.budget_bytes,
+                                 .budget_seconds = p->o.budget_seconds,
                                  .choice = on_choice,
                                  .chosen = on_chosen,
                                  .quality_text = p->text,
@@ -303,8 +312,10 @@ static qe_status quantize(program *p) {
         o.method = NULL;
         o.budget_bits = 0;
         o.budget_bytes = 0;
+        o.budget_seconds = 0;
     }
     if (!p->o.quiet) print_plan(&plan);
+    if (!p->o.quiet && p->chosen_s > 0) printf("%.4f ms for one token's linears, measured\n", 1e3 * p->chosen_s);
     fflush(stdout);
     if (p->o.dry_run || p->o.explain) return QE_OK;
     o.flags &= ~(uint32_t)QE_QUANTIZE_PLAN_ONLY;

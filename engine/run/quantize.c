@@ -144,14 +144,18 @@ static qe_status run(qe_job *job, qe_error *err) {
     return commit(job, err);
 }
 
+static bool has_budget(const qe_quantize_options *o) { return o->budget_bits > 0 || o->budget_bytes || o->budget_seconds > 0; }
+
 static qe_status check_options(const qe_quantize_options *o, qe_error *err) {
     if (o->flags & ~(uint32_t)(QE_QUANTIZE_RESUME | QE_QUANTIZE_PLAN_ONLY))
         return qe_error_set(err, QE_E_ARGUMENT, "options.flags 0x%x has unknown bits", o->flags);
-    if (!(o->budget_bits >= 0) || o->budget_bits > 64 || (o->budget_bits > 0 && o->budget_bytes))
-        return qe_error_set(err, QE_E_ARGUMENT, "a budget is bits of a weight, at most 64, or bytes, and not both");
-    if ((o->budget_bits > 0 || o->budget_bytes) && o->recipe && strchr(o->recipe, '{'))
+    if (!(o->budget_bits >= 0) || o->budget_bits > 64 || !(o->budget_seconds >= 0) || o->budget_seconds > 1e6 ||
+        (o->budget_bits > 0) + (o->budget_bytes > 0) + (o->budget_seconds > 0) > 1)
+        return qe_error_set(err, QE_E_ARGUMENT, "a budget is bits of a weight, at most 64, or bytes, or seconds at most 1e6, and not both");
+    bool budget = has_budget(o);
+    if (budget && o->recipe && strchr(o->recipe, '{'))
         return qe_error_set(err, QE_E_ARGUMENT, "with a budget the recipe is a list of schemes, not a map");
-    if ((!o->recipe || !*o->recipe) && !(o->budget_bits > 0) && !o->budget_bytes)
+    if ((!o->recipe || !*o->recipe) && !budget)
         return qe_error_set(err, QE_E_ARGUMENT, "options.recipe is missing");
     if (!o->out && !(o->flags & QE_QUANTIZE_PLAN_ONLY)) return qe_error_set(err, QE_E_ARGUMENT, "options.out is missing");
     if (o->sequence_tokens < 0 || o->sequences < 0 || o->sequence_tokens > 65536)
@@ -169,7 +173,7 @@ qe_status qe_model_quantize(qe_device *device, const qe_model *model, const qe_q
     qe_job job = {.device = device, .model = model, .o = &o, .start_us = qe_os_now_us()};
     char *mixed = NULL;
     unsigned fp = qe_fp_enter();
-    bool budget = o.budget_bits > 0 || o.budget_bytes;
+    bool budget = has_budget(&o);
     qe_status status = check_source(model, budget, err);
     if (budget && !status) status = qe_job_mix(device, model, &o, &mixed, err);
     if (mixed) {

@@ -3,6 +3,8 @@
  *   quantize.c        the call: options, plan, layers in turn, commit
  *   quantize_plan.c   every tensor of the source and what becomes of it
  *   quantize_mixed.c  a budget turned into a recipe
+ *   quantize_budget.c what each choice costs: bytes or time
+ *   quantize_latency.c  what a linear takes on the device, for a budget of time
  *   quantize_layer.c  one layer: statistics of its inputs, roundings, what the next layer sees
  *   quantize_measure.c  the result against its source
  *   quantize_hf.c     what a GGUF source has no file for: config.json, tokenizer.gguf
@@ -63,6 +65,9 @@ qe_status qe_item_become(const qe_job *job, const qe_recipe *recipe, qe_item *it
 uint64_t  qe_item_bytes(const qe_job *job, const qe_item *item);
 /* The recipe that makes the most of the options' budget: sensitivities measured, then chosen exactly. *recipe: free(). */
 qe_status qe_job_mix(qe_device *device, const qe_model *model, const qe_quantize_options *o, char **recipe, qe_error *err);
+/* Seconds of one row through `items[count]`, as they are decided, side by side as one linear; the least of several rounds over
+ * `copies` of it, or as many as exceed the caches, so that weights come from where decode finds them. */
+qe_status qe_job_latency(qe_job *job, qe_item *const *items, int32_t count, int64_t copies, double *seconds, qe_error *err);
 qe_status qe_job_declare(qe_job *job, qe_error *err);              /* into job->out */
 bool      qe_item_done(const qe_job *job, const qe_item *item);
 void      qe_job_free_items(qe_job *job);

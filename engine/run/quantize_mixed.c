@@ -1,42 +1,16 @@
-/* quantize_mixed.c -- a budget turned into a recipe. The linears that read one input of a layer get one scheme (engines run
- * them as one GEMM). What a candidate loses there is measured on the calibration text: the KL of the model's output when
- * that input's linears alone are rounded as one candidate, the probe, has it; other candidates by their share of the probe's
- * squared output error, which is what KL follows while errors are small. Then the exact knapsack. */
+/* quantize_mixed.c -- a budget turned into a recipe. What a candidate loses at an input of a layer is measured on
+ * the calibration text: the KL of the model's output when that input's linears alone are rounded as one candidate, the probe,
+ * has it; other candidates by their share of the probe's squared output error, which is what KL follows while errors are small.
+ * Then the exact knapsack, with the costs of quantize_budget.c. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "run/quantize_internal.h"
+#include "run/quantize_mixed.h"
 #include "run/quantize_round.h"
 
-enum { CANDIDATES = 32, READERS = 3, LOGIT_BYTES = 128 << 20 };
-
-typedef struct candidate {
-    char       text[64];
-    qe_recipe *recipe;
-} candidate;
-
-typedef struct unit {                   /* linears of one input of one layer */
-    qe_item *item[READERS];
-    int32_t  count;
-    int64_t  weights;
-} unit;
-
-typedef struct mix {
-    qe_job     job;                     /* its items become one candidate after the other; it writes nothing */
-    candidate  candidates[CANDIDATES];
-    int32_t    count;
-    unit      *units;                   /* [layers * QE_INPUTS] */
-    qe_choice *choices;                 /* [units][count] */
-    int32_t   *picked;
-    int64_t    unit_count, weights, budget;
-    float     *values[READERS];         /* the probe's linears of one unit, as floats */
-    float     *reference, *logits;      /* [rows][vocab] */
-    int64_t    tokens, sequences, rows, step;   /* of the text that KL is measured on */
-} mix;
-
-static qe_status nomem(qe_error *err) { return qe_error_set(err, QE_E_NOMEM, "no memory to measure a budget's choices"); }
+enum { LOGIT_BYTES = 128 << 20 };
 
 /* ---- candidates -------------------------------------------------------------------------------------------------------- */
 static const char *default_candidates(const qe_weight_format *format) {
@@ -70,14 +44,15 @@ static qe_status read_candidates(mix *m, qe_error *err) {
     }
 }
 
-/* ---- units and costs --------------------------------------------------------------------------------------------------- */
+/* ---- units ------------------------------------------------------------------------------------------------------------- */
 static qe_status make_units(mix *m, uint64_t *kept, qe_error *err) {
     qe_job *job = &m->job;
     m->unit_count = job->model->hp.layers * QE_INPUTS;
     m->units = calloc((size_t)m->unit_count, sizeof *m->units);
     m->choices = calloc((size_t)(m->unit_count * m->count), sizeof *m->choices);
     m->picked = calloc((size_t)m->unit_count, sizeof *m->picked);
-    if (!m->units || !m->choices || !m->picked) return nomem(err);
+    m->bytes = calloc((size_t)(m->unit_count * m->count), sizeof *m->bytes);
+    if (!m->units || !m->choices || !m->picked || !m->bytes) return qe_mix_nomem(err);
     for (int64_t i = 0; i < job->count; i++) {
         qe_item *item = &job->items[i];
         int32_t input = qe_input_of(item->role);
@@ -89,51 +64,6 @@ static qe_status make_units(mix *m, uint64_t *kept, qe_error *err) {
         u->item[u->count++] = item;
         u->weights += item->ref.n * item->ref.k;
         m->weights += item->ref.n * item->ref.k;
-    }
-    return QE_OK;
-}
-
-static qe_status become(mix *m, unit *u, int32_t c, qe_error *err) {
-    for (int32_t j = 0; j < u->count; j++) QE_TRY(qe_item_become(&m->job, m->candidates[c].recipe, u->item[j], err));
-    return QE_OK;
-}
-
-/* Bytes of a unit under a candidate; below 0 where the format cannot hold it. */
-static qe_status cost_of(mix *m, unit *u, int32_t c, int64_t *cost, qe_error *err) {
-    *cost = 0;
-    QE_TRY(become(m, u, c, err));
-    for (int32_t j = 0; j < u->count && *cost >= 0; j++) {
-        bool holds = !u->item[j]->linear || !m->job.format->check(&u->item[j]->weight, NULL);
-        *cost = holds ? *cost + (int64_t)qe_item_bytes(&m->job, u->item[j]) : -1;
-    }
-    return QE_OK;
-}
-
-static qe_status price(mix *m, uint64_t kept, qe_error *err) {
-    const qe_quantize_options *o = m->job.o;
-    int64_t least = 0;
-    for (int64_t u = 0; u < m->unit_count; u++) {
-        int64_t low = -1;
-        for (int32_t c = 0; c < m->count; c++) {
-            qe_choice *choice = &m->choices[u * m->count + c];
-            QE_TRY(cost_of(m, &m->units[u], c, &choice->cost, err));
-            if (choice->cost >= 0 && (low < 0 || choice->cost < low)) low = choice->cost;
-        }
-        if (low < 0)
-            return qe_error_set(err, QE_E_UNSUPPORTED, "no candidate of the budget fits %s in the format %s",
-                                m->units[u].item[0]->name, m->job.format->name);
-        least += low;
-    }
-    if (o->budget_bits > 0) {
-        m->budget = (int64_t)(o->budget_bits * (double)m->weights / 8);
-        if (least > m->budget)
-            return qe_error_set(err, QE_E_LIMIT, "a budget of %g bits a weight: the cheapest candidates take %.4f",
-                                o->budget_bits, 8 * (double)least / (double)m->weights);
-    } else {
-        if (o->budget_bytes > INT64_MAX / 2 || (uint64_t)least + kept > o->budget_bytes)
-            return qe_error_set(err, QE_E_LIMIT, "a budget of %llu bytes: the cheapest candidates and what stays take %llu",
-                                (unsigned long long)o->budget_bytes, (unsigned long long)((uint64_t)least + kept));
-        m->budget = (int64_t)(o->budget_bytes - kept);
     }
     return QE_OK;
 }
@@ -200,7 +130,7 @@ static qe_status start_probe(mix *m, qe_error *err) {
     m->rows = (m->tokens + m->step - 1) / m->step;
     m->reference = malloc((size_t)(m->rows * vocab) * sizeof(float));
     m->logits = malloc((size_t)(m->rows * vocab) * sizeof(float));
-    if (!m->reference || !m->logits) return nomem(err);
+    if (!m->reference || !m->logits) return qe_mix_nomem(err);
     QE_TRY(qe_window_load_ends(job->window, false, true, err));
     return probe(m, 0, NULL, m->reference, err);
 }
@@ -231,7 +161,7 @@ static int32_t probe_of(const mix *m, int64_t u) {
 /* Mean over the unit's linears of the squared output error, relative to the output; the probe's become m->values. */
 static qe_status noise_of(mix *m, qe_statistics *statistics, int64_t u, int32_t c, bool keep, double noise[READERS], qe_error *err) {
     unit *at = &m->units[u];
-    QE_TRY(become(m, at, c, err));
+    QE_TRY(qe_mix_become(m, at, c, err));
     for (int32_t j = 0; j < at->count; j++) {
         qe_layer_report r;
         noise[j] = 0;
@@ -253,7 +183,7 @@ static qe_status measure_unit(mix *m, qe_statistics *statistics, int64_t u, qe_e
     if (base < 0) return QE_OK;         /* all of them keep it as it is */
     for (int32_t j = 0; j < at->count; j++) {
         m->values[j] = malloc((size_t)(at->item[j]->ref.n * at->item[j]->ref.k) * sizeof(float));
-        if (!m->values[j]) return nomem(err);
+        if (!m->values[j]) return qe_mix_nomem(err);
     }
     QE_TRY(noise_of(m, statistics, u, base, true, probed, err));
     QE_TRY(kl_of(m, u / QE_INPUTS, at, &kl, err));
@@ -274,7 +204,7 @@ static qe_status measure_unit(mix *m, qe_statistics *statistics, int64_t u, qe_e
 /* Statistics hold what any candidate asks for. */
 static qe_status gather(mix *m, qe_statistics *statistics, int64_t layer, qe_error *err) {
     for (int32_t c = 0; c < m->count; c++) {
-        for (int32_t input = 0; input < QE_INPUTS; input++) QE_TRY(become(m, &m->units[layer * QE_INPUTS + input], c, err));
+        for (int32_t input = 0; input < QE_INPUTS; input++) QE_TRY(qe_mix_become(m, &m->units[layer * QE_INPUTS + input], c, err));
         QE_TRY(qe_statistics_start(statistics, &m->job, layer, err));
     }
     const qe_tap tap = {statistics, qe_statistics_input};
@@ -303,10 +233,7 @@ static qe_status measure_layer(mix *m, int64_t layer, qe_error *err) {
 static void tell(const mix *m) {
     for (int64_t u = 0; m->job.o->choice && u < m->unit_count; u++)
         for (int32_t c = 0; c < m->count; c++) {
-            const qe_choice *choice = &m->choices[u * m->count + c];
-            const qe_quantize_choice line = {.module = m->units[u].item[0]->name, .scheme = m->candidates[c].text,
-                                             .layer = u / QE_INPUTS, .input = (int32_t)(u % QE_INPUTS),
-                                             .picked = m->picked[u] == c, .bytes = choice->cost, .loss = choice->loss};
+            const qe_quantize_choice line = qe_mix_choice(m, u, c);
             m->job.o->choice(m->job.o->ctx, &line);
         }
 }
@@ -351,8 +278,8 @@ static qe_status mix_all(mix *m, qe_error *err) {
     QE_TRY(read_candidates(m, err));
     QE_TRY(qe_job_items(job, err));
     QE_TRY(make_units(m, &kept, err));
-    QE_TRY(price(m, kept, err));
     job->total = (double)m->weights * m->count;
+    QE_TRY(qe_mix_price(m, kept, err));
     QE_TRY(qe_job_start_stream(job, err));
     QE_TRY(start_probe(m, err));
     for (int64_t layer = 0; layer < job->model->hp.layers; layer++) QE_TRY(measure_layer(m, layer, err));
@@ -365,7 +292,7 @@ qe_status qe_job_mix(qe_device *device, const qe_model *model, const qe_quantize
     mix m = {.job = {.device = device, .model = model, .o = o}};
     *recipe = NULL;
     qe_status status = mix_all(&m, err);
-    if (!status && !(*recipe = write_recipe(&m))) status = nomem(err);
+    if (!status && !(*recipe = write_recipe(&m))) status = qe_mix_nomem(err);
     for (int32_t c = 0; c < m.count; c++) qe_recipe_free(m.candidates[c].recipe);
     for (int j = 0; j < READERS; j++) free(m.values[j]);
     qe_engine_destroy(m.job.window);
@@ -373,6 +300,8 @@ qe_status qe_job_mix(qe_device *device, const qe_model *model, const qe_quantize
     qe_stream_free(&m.job.stream);
     free(m.units);
     free(m.choices);
+    free(m.bytes);
+    free(m.seconds);
     free(m.picked);
     free(m.reference);
     free(m.logits);

@@ -45,6 +45,7 @@ typedef struct qe_quantize_choice {
     int32_t     input, picked;              /* qkv 0, o 1, gate and up 2, down 3; 1: this candidate was chosen */
     int64_t     bytes;                      /* below 0: the format cannot hold it, it was not offered */
     double      loss;                       /* mean KL of the model's output that it adds, on the calibration text */
+    double      seconds;                    /* of one row through these linears on the device; 0: the budget is not of time */
 } qe_quantize_choice;
 
 /* What a run will do and need, known before it starts. */
@@ -82,10 +83,10 @@ typedef struct qe_quantize_options {
     void       (*layer)(void *ctx, const qe_quantize_layer *done);      /* NULL: none */
     int        (*progress)(void *ctx, double done, double total);       /* not 0: stop with QE_E_CANCELLED */
     void        *ctx;
-    /* Mixed precision: one of both above 0. `recipe` is then schemes separated by commas (NULL: those of the format) and
-     * the call makes its own recipe of them, which it tells. Sensitivities are measured on the calibration text with float
-     * inputs, beside the plan's memory in two copies of some logits (256 MiB at most); methods with awq+ or smoothquant+ are
-     * refused, since they tie a layer's linears together. */
+    /* Mixed precision: one of the budgets (budget_seconds: below) above 0. `recipe` is then schemes separated by commas (NULL:
+     * those of the format) and the call makes its own recipe of them, which it tells. Sensitivities are measured on the
+     * calibration text with float inputs, beside the plan's memory in two copies of some logits (256 MiB at most); methods with
+     * awq+ or smoothquant+ are refused, since they tie a layer's linears together. */
     double       budget_bits;               /* mean bits of a linear's weight, scales and zeros counted */
     uint64_t     budget_bytes;              /* of all tensors written */
     void       (*choice)(void *ctx, const qe_quantize_choice *choice);  /* NULL: none */
@@ -95,6 +96,12 @@ typedef struct qe_quantize_options {
     const char  *quality_text;
     size_t       quality_bytes;
     void       (*quality)(void *ctx, const qe_quality *quality); /* NULL: none */
+    /* The third budget: of one row through all linears a budget chooses for, as decode runs them. seconds() says what a choice
+     * takes, as on the machine the model is meant for: above 0, of a choice without its loss. NULL: measured on the device (a
+     * CPU) before anything else, in one linear and 128 MiB of copies. What is measured differs from run to run; the recipe it
+     * leads to is what can be repeated. */
+    double       budget_seconds;
+    double     (*seconds)(void *ctx, const qe_quantize_choice *choice);
 } qe_quantize_options;
 
 /* Layer after layer, at most two of them in memory. Runs on the device's threads; the result does not depend on their
