@@ -100,8 +100,8 @@ struct SimtArgs {
     Epilogue out;
     Groups groups;
 };
-PTX_FN float dot(const SimtArgs &a, int64_t m, int64_t n) {
-    const unsigned char *half = a.w + n / QK_W4_ROWS * a.band_bytes + n % QK_W4_ROWS / 64 * a.block_bytes;
+PTX_FN float dot(const SimtArgs &a, const unsigned char *bands, int64_t m, int64_t n) {
+    const unsigned char *half = bands + n / QK_W4_ROWS * a.band_bytes + n % QK_W4_ROWS / 64 * a.block_bytes;
     const int row = int(n % 64), r = row % 16 / 8, lane = row / 16 * 32 + row % 8 * 4;
     float sum = 0, y = 0;
     for (int64_t k = 0; k < a.k; k++) {
@@ -123,10 +123,9 @@ __global__ void __launch_bounds__(kSimtThreads) plain(const __grid_constant__ Si
     const Tile rows = args.groups.tile(blockIdx.x, 4);
     const int64_t n = (int64_t(blockIdx.y) * 32 + threadIdx.x % 32) * 2, m = rows.first + threadIdx.x / 32;
     if (n >= args.out.n || m >= rows.end) return;
-    SimtArgs a = args;
-    a.w += rows.expert * a.groups.expert_bytes, a.out = args.out.of(rows.expert);
-    const float v0 = dot(a, m, n), v1 = n + 1 < a.out.n ? dot(a, m, n + 1) : 0.0f;
-    a.out.pair(m, n, v0, v1);
+    const unsigned char *bands = args.w + rows.expert * args.groups.expert_bytes;
+    const float v0 = dot(args, bands, m, n), v1 = n + 1 < args.out.n ? dot(args, bands, m, n + 1) : 0.0f;
+    args.out.of(rows.expert).pair(m, n, v0, v1);
 }
 bool supports_simt(const qk_device *, const qk_gemm *g, qk_why *why) {
     return float_output(g, why);
