@@ -86,7 +86,7 @@ qe_status qe_linear_explain(const qe_linear *l, int64_t m, qe_explain *tell, voi
     plan = untuned;
     if (!grouped) QE_TRY(qe_linear_plan(l, &g, &plan, err));
     const qe_linear_choice *c = grouped ? NULL : qe_linear_choice_of(l, &g);
-    if (c && memcmp(&plan, &untuned, sizeof plan)) tell_tuned(c, &untuned, &plan, tell, ctx);
+    if (c) tell_tuned(c, &untuned, &plan, tell, ctx);
     tell(ctx, plan.row->name, NULL);
     return QE_OK;
 }
