@@ -18,6 +18,8 @@ void      qe_os_write_close(int fd);                                     /* nega
 
 qe_status qe_os_make_folder(const char *path, qe_error *err);            /* exists: QE_E_STATE */
 qe_status qe_os_rename(const char *from, const char *to, qe_error *err); /* and the folder that holds both is synced */
+/* Writes under the name `fresh` first: whoever looks at `path`, or stops us, finds the old bytes or the new ones. */
+qe_status qe_os_replace(const char *path, const char *fresh, const void *data, size_t bytes, qe_error *err);
 qe_status qe_os_sync_folder(const char *path, qe_error *err);
 /* Waits until no other holds the folder of `path`; qe_os_write_close(*fd) frees it. On file systems without locks nobody
  * waits: *fd is then -1. */

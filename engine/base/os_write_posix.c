@@ -107,6 +107,19 @@ qe_status qe_os_rename(const char *from, const char *to, qe_error *err) {
     return qe_os_sync_folder(parent, err);
 }
 
+qe_status qe_os_replace(const char *path, const char *fresh, const void *data, size_t bytes, qe_error *err) {
+    int fd;
+    qe_status status = qe_os_create(fresh, false, &fd, err);
+    if (!status) {
+        status = qe_os_write(fd, fresh, 0, data, bytes, err);
+        if (!status) status = qe_os_sync(fd, fresh, err);
+        qe_os_write_close(fd);
+        if (!status) status = qe_os_rename(fresh, path, err);
+        if (status) qe_os_remove(fresh);
+    }
+    return status;
+}
+
 qe_status qe_os_lock_folder(const char *path, int *fd, qe_error *err) {
     char parent[PATH_ROOM];
     parent_of(path, parent);

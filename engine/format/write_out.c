@@ -247,19 +247,10 @@ qe_status qe_out_mark(qe_out *out, qe_error *err) {
     return qe_os_sync(out->journal, out->partial, err);
 }
 
-/* Under another name first: whoever looks, or stops us, finds the old bytes or the new ones. */
 static qe_status write_whole(const char *path, const void *data, size_t bytes, qe_error *err) {
-    int fd;
     char *fresh = joined(path, ".new", "");
     if (!fresh) return qe_error_set(err, QE_E_NOMEM, "no memory for a name");
-    qe_status status = qe_os_create(fresh, false, &fd, err);
-    if (!status) {
-        status = qe_os_write(fd, fresh, 0, data, bytes, err);
-        if (!status) status = qe_os_sync(fd, fresh, err);
-        qe_os_write_close(fd);
-        if (!status) status = qe_os_rename(fresh, path, err);
-        if (status) qe_os_remove(fresh);
-    }
+    qe_status status = qe_os_replace(path, fresh, data, bytes, err);
     free(fresh);
     return status;
 }

@@ -160,22 +160,13 @@ static char *text_with(const qe_tuning *old, const qe_tuning_entry *entries, int
     return text;
 }
 
-/* Under a name of this writer's alone, then renamed: readers find the old file or the new one. */
+/* Under a name of this writer's alone. */
 static qe_status replace(const char *path, const char *text, qe_error *err) {
-    int fd;
     size_t bytes = strlen(path) + 64;
     char *fresh = malloc(bytes);
     if (!fresh) return qe_error_set(err, QE_E_NOMEM, "no memory for a name");
     snprintf(fresh, bytes, "%s.%llx.new", path, (unsigned long long)qe_os_unique());
-    qe_status status = qe_os_create(fresh, false, &fd, err);
-    if (!status) {
-        status = qe_os_write(fd, fresh, 0, text, strlen(text), err);
-        if (!status) status = qe_os_write(fd, fresh, strlen(text), "\n", 1, err);
-        if (!status) status = qe_os_sync(fd, fresh, err);
-        qe_os_write_close(fd);
-        if (!status) status = qe_os_rename(fresh, path, err);
-        if (status) qe_os_remove(fresh);
-    }
+    qe_status status = qe_os_replace(path, fresh, text, strlen(text), err);
     free(fresh);
     return status;
 }

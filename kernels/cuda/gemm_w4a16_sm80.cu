@@ -50,10 +50,6 @@ template <int kUnits> struct Bfloat : W4A16<kUnits> {
     }
 };
 
-int chunk_blocks(const qk_shape &w) {
-    const int64_t chunk = w.chunk_k > 0 && w.chunk_k < w.k ? w.chunk_k : w.k;
-    return int((chunk + sm80::kBlockK - 1) / sm80::kBlockK);
-}
 bool supports_sm80(const qk_device *device, const qk_gemm *g, qk_why *why) {
     constexpr int bytes = sm80::Config<Half<4>, 64>::kSharedBytes;
     if (device->sm < 80) return qk_no(why, "sm_%d, needed sm_80", int(device->sm));

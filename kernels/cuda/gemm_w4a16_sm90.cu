@@ -40,10 +40,6 @@ bool supports(const qk_device *device, const qk_gemm *g, qk_why *why) {
         return qk_no(why, "%u bytes of shared memory", device->unit_bytes);
     return float_output(g, why);
 }
-int chunk_blocks(const qk_shape &w) {
-    const int64_t chunk = w.chunk_k > 0 && w.chunk_k < w.k ? w.chunk_k : w.k;
-    return int((chunk + sm90::kBlockK - 1) / sm90::kBlockK);
-}
 // use(F{}) for the format of a call.
 template <class Use> auto with_format(const qe_quant &q, int64_t k, int x_code, Use use) {
     const bool one = qk_w4_units(&q, k) == 1;

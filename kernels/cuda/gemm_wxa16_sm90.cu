@@ -49,10 +49,6 @@ bool supports(const qk_device *device, const qk_gemm *g, qk_why *why) {
         return qk_no(why, "%u bytes of shared memory, needed %d", device->unit_bytes, bytes);
     return float_output(g, why);
 }
-int chunk_blocks(const qk_shape &w) {
-    const int64_t chunk = w.chunk_k > 0 && w.chunk_k < w.k ? w.chunk_k : w.k;
-    return int((chunk + sm90::kBlockK - 1) / sm90::kBlockK);
-}
 void plan(const qk_device *device, const qk_gemm *g, qk_plan *out) {
     with_format(g->w.quant, g->w.k, g->x.code, [&](auto format) {
         using F = decltype(format);

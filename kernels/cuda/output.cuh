@@ -67,6 +67,10 @@ inline Output output_of(const qk_plan *plan, const qk_gemm_args *args, int64_t b
     if (o.out.type == QE_CODE_INT) o.requant = requant_of(plan, args);
     return o;
 }
+// Blocks of 128 columns after which float sums restart.
+inline int chunk_blocks(const qk_shape &w) {
+    return int(((w.chunk_k > 0 && w.chunk_k < w.k ? w.chunk_k : w.k) + 127) / 128);
+}
 // What a format's Context holds of the weight itself, moved to an expert's: formats that keep a pointer overload this.
 template <class C> PTX_FN void move_context(C &, int64_t) {}
 // What integer rows can store: floats with any epilogue, or int8 of the sums alone.

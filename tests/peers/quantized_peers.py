@@ -40,7 +40,7 @@ def perplexity(args, path):
 
 
 def library_of(args):
-    return args.library or Path(args.qquant).resolve().parent.parent / "libqengine.so"
+    return args.engine or Path(args.qquant).resolve().parent.parent / "libqengine.so"
 
 
 def windows(ids):
@@ -151,7 +151,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--qquant", required=True)
     parser.add_argument("--qrun", required=True)
-    parser.add_argument("--library", help="libqengine.so (beside the folder of qquant)")
+    parser.add_argument("--engine", help="libqengine.so (beside the folder of qquant)")
     parser.add_argument("--only", default="compressed,gptq,gguf,transformers")
     args = parser.parse_args()
     checks = {"compressed": check_compressed, "gptq": check_gptq, "gguf": check_gguf,
