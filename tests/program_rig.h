@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,21 @@ inline int wait_for(pid_t pid) {
     int status = 0;
     waitpid(pid, &status, 0);
     return WIFEXITED(status) ? WEXITSTATUS(status) : 256 + WTERMSIG(status);
+}
+
+/* Until the program handles the signal, 60 s at most: before that it would only die of it. */
+inline bool handles(pid_t pid, int signal) {
+    const std::string path = "/proc/" + std::to_string(pid) + "/status";
+    for (int tries = 0; tries < 6000; tries++, usleep(10000)) {
+        unsigned long long caught = 0;
+        char line[256];
+        FILE *f = fopen(path.c_str(), "r");
+        if (!f) return false;
+        while (fgets(line, sizeof line, f)) sscanf(line, "SigCgt: %llx", &caught);
+        fclose(f);
+        if (caught >> (signal - 1) & 1) return true;
+    }
+    return false;
 }
 
 }  // namespace program_rig
