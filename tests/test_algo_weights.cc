@@ -500,6 +500,30 @@ TEST(AlgoWeights, RefusalsNameWhatIsWrong) {
     EXPECT_NE(std::string(err.message).find("row 3, column 2"), std::string::npos) << err.message;
 }
 
+TEST(AlgoWeights, ReportIsTheSameOnThreads) {
+    const int64_t n = 200, k = 96, tokens = 130;
+    std::vector<float> w = weights(n, k, OUTLIERS, 5), x = inputs(tokens, k, 6);
+    std::vector<double> h((size_t)(k * k));
+    ASSERT_EQ(qe_hessian_add(h.data(), k, x.data(), tokens, k, nullptr, nullptr), QE_OK);
+    Tensor t(parse("int4:g32:f16"), n, k);
+    round_ok(w, nullptr, options(QE_METHOD_RTN, QE_RANGE_MINMAX), &t);
+    qe_pool *pool = nullptr;
+    ASSERT_EQ(qe_pool_create(3, &pool, nullptr), QE_OK);
+    qe_executor executor = {pool, 3, qe_pool_run};
+    for (bool sample : {true, false}) {
+        qe_calibration c{};
+        c.hessian = h.data();
+        if (sample) c.x = x.data(), c.x_rows = tokens, c.ldx = k;
+        qe_layer_report alone{}, together{};
+        qe_error err;
+        ASSERT_TRUE(is_ok(qe_report_measure(w.data(), k, &t, &c, nullptr, &alone, &err), err));
+        ASSERT_TRUE(is_ok(qe_report_measure(w.data(), k, &t, &c, &executor, &together, &err), err));
+        EXPECT_EQ(memcmp(&alone, &together, sizeof alone), 0) << sample;
+        EXPECT_GT(alone.output_cosine, 0.9);
+    }
+    qe_pool_destroy(pool);
+}
+
 TEST(AlgoWeights, ReportAgreesWithTheArraysAndItsBoundHolds) {
     Layer l;
     int cases = 0;
@@ -512,10 +536,10 @@ TEST(AlgoWeights, ReportAgreesWithTheArraysAndItsBoundHolds) {
         round_ok(l.w, nullptr, o, &t);
         qe_layer_report r{}, by_hessian{};
         qe_error err;
-        ASSERT_TRUE(is_ok(qe_report_measure(l.w.data(), l.k, &t, &l.c, &r, &err), err));
+        ASSERT_TRUE(is_ok(qe_report_measure(l.w.data(), l.k, &t, &l.c, nullptr, &r, &err), err));
         qe_calibration c = l.c;
         c.x = nullptr;
-        ASSERT_TRUE(is_ok(qe_report_measure(l.w.data(), l.k, &t, &c, &by_hessian, &err), err));
+        ASSERT_TRUE(is_ok(qe_report_measure(l.w.data(), l.k, &t, &c, nullptr, &by_hessian, &err), err));
         EXPECT_LE(r.max_error, r.error_bound) << s->name;
         std::vector<float> v = t.values();
         double signal = 0, top = 0;

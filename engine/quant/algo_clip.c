@@ -37,6 +37,33 @@ static form form_of(const qe_round_job *j) {
 
 static int64_t column(const qe_qtensor *t, int64_t c) { return t->order ? t->order[c] : c; }
 
+/* One group of columns: its Gram matrix, or its columns of the sample. */
+typedef struct clip_fill {
+    qe_round_job *j;
+    form f;
+    bool failed;
+} clip_fill;
+
+static void fill_group(void *arg, int32_t index, int32_t count) {
+    clip_fill *p = arg;
+    const qe_calibration *c = p->j->calibration;
+    const form f = p->f;
+    int64_t k = p->j->t->k, rows = c->x_rows, from = index * f.width, width = k - from < f.width ? k - from : f.width;
+    (void)count;
+    char *scratch = qe_scratch(qe_gemm_scratch_bytes() + (size_t)(rows * width) * sizeof(float), NULL);
+    if (!scratch) {
+        __atomic_store_n(&p->failed, true, __ATOMIC_RELAXED);
+        return;
+    }
+    float *x = (float *)(void *)(scratch + qe_gemm_scratch_bytes()), *to = (float *)p->j->shared + from * f.depth;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < width; i++) x[r * width + i] = c->x[r * c->ldx + column(p->j->t, from + i)];
+    if (f.gram) qe_gemm(width, width, rows, (qe_view){x, 1, width}, (qe_view){x, width, 1}, to, f.depth, false, 1.0f, scratch);
+    for (int64_t i = 0; i < width && !f.gram; i++)
+        for (int64_t r = 0; r < rows; r++) to[i * f.depth + r] = x[r * width + i];
+    free(scratch);
+}
+
 /* shared [groups][width][depth]: rows in canonical order. */
 qe_status qe_clip_prepare(qe_round_job *j, qe_error *err) {
     const qe_quant *q = &j->t->quant;
@@ -45,27 +72,11 @@ qe_status qe_clip_prepare(qe_round_job *j, qe_error *err) {
     const qe_calibration *c = j->calibration;
     if (!c || !c->x || c->x_rows < 1)
         return qe_error_set(err, QE_E_STATE, "the range 'output' needs inputs of a calibration, none are given");
-    form f = form_of(j);
-    int64_t k = j->t->k, rows = c->x_rows;
-    j->shared = qe_scratch((size_t)(k * f.depth) * sizeof(float) + 64, err);
-    float *x = qe_scratch((size_t)(rows * f.width) * sizeof(float) + 64 + qe_gemm_scratch_bytes(), err);
-    char *scratch = (char *)x;
-    if (!j->shared || !x) {
-        free(x);
-        return QE_E_NOMEM;
-    }
-    x = (float *)(void *)(scratch + qe_gemm_scratch_bytes());
-    for (int64_t from = 0; from < k; from += f.width) {
-        int64_t width = k - from < f.width ? k - from : f.width;
-        for (int64_t r = 0; r < rows; r++)
-            for (int64_t i = 0; i < width; i++) x[r * width + i] = c->x[r * c->ldx + column(j->t, from + i)];
-        float *to = j->shared + from * f.depth;
-        if (f.gram) qe_gemm(width, width, rows, (qe_view){x, 1, width}, (qe_view){x, width, 1}, to, f.depth, false, 1.0f, scratch);
-        for (int64_t i = 0; i < width && !f.gram; i++)
-            for (int64_t r = 0; r < rows; r++) to[i * f.depth + r] = x[r * width + i];
-    }
-    free(scratch);
-    return QE_OK;
+    clip_fill p = {j, form_of(j), false};
+    j->shared = qe_scratch((size_t)(j->t->k * p.f.depth) * sizeof(float) + 64, err);
+    if (!j->shared) return QE_E_NOMEM;
+    qe_parallel(j->o.executor, fill_group, &p, (int32_t)((j->t->k + p.f.width - 1) / p.f.width));
+    return p.failed ? qe_error_set(err, QE_E_NOMEM, "no memory for a group of the sampled inputs") : QE_OK;
 }
 
 /* c->now of the weights as c->l.w has them: rounded, and their outputs compared with the original's. */

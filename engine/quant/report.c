@@ -106,45 +106,91 @@ static void outputs_of_hessian(const double *h, int64_t k, const float *w, const
 
 static double decibels(double signal, double noise) { return noise > 0.0 ? 10.0 * log10(signal / noise) : INFINITY; }
 
+/* ---- the call ---------------------------------------------------------------------------------------------------- */
+enum { ROWS = 64 };
+
+/* What one block of rows adds; blocks are added up in order, whoever measured them. */
+typedef struct block_sums {
+    double weights[2];           /* w w, (w - w')^2 */
+    qe_layer_report errors;      /* max_error, mean_error, error_bound */
+    outputs o;
+    qe_status status;
+} block_sums;
+
+typedef struct report_job {
+    const float *w;
+    int64_t ldw;
+    const qe_qtensor *t;
+    const qe_calibration *c;
+    bool sample, hessian;
+    block_sums *blocks;
+} report_job;
+
+static void measure_block(void *arg, int32_t index, int32_t count) {
+    const report_job *j = arg;
+    const qe_qtensor *t = j->t;
+    block_sums *b = &j->blocks[index];
+    int64_t k = t->k, row = (int64_t)index * ROWS, rows = t->n - row < ROWS ? t->n - row : ROWS;
+    (void)count;
+    size_t each = ((size_t)(ROWS * k) * sizeof(float) + 63) & ~(size_t)63;
+    char *memory = qe_scratch(2 * each + qe_gemm_scratch_bytes() + 2 * ROWS * 64 * sizeof(float), NULL);
+    if (!memory) {
+        b->status = QE_E_NOMEM;
+        return;
+    }
+    float *plain = (float *)memory, *rounded = (float *)(memory + each);
+    void *scratch = memory + 2 * each;
+    float *y = (float *)(memory + 2 * each + qe_gemm_scratch_bytes());
+    b->status = qe_dequantize(t, row, rows, rounded, k, NULL);
+    for (int64_t r = 0; r < rows && !b->status; r++) {
+        memcpy(plain + r * k, j->w + (row + r) * j->ldw, (size_t)k * sizeof(float));
+        measure_row(plain + r * k, rounded + r * k, t, row + r, b->weights, &b->errors);
+    }
+    if (j->sample && !b->status) outputs_of_sample(j->c, k, plain, rounded, rows, y, scratch, &b->o);
+    if (j->hessian && !b->status) outputs_of_hessian(j->c->hessian, k, plain, rounded, rows, &b->o);
+    free(memory);
+}
+
+static qe_status add_blocks(const block_sums *blocks, int32_t count, block_sums *all, qe_error *err) {
+    for (int32_t i = 0; i < count; i++) {
+        const block_sums *b = &blocks[i];
+        if (b->status) return qe_error_set(err, b->status, "rows from %d on cannot be measured", i * ROWS);
+        all->weights[0] += b->weights[0], all->weights[1] += b->weights[1];
+        if (b->errors.max_error > all->errors.max_error) all->errors.max_error = b->errors.max_error;
+        if (b->errors.error_bound > all->errors.error_bound) all->errors.error_bound = b->errors.error_bound;
+        all->errors.mean_error += b->errors.mean_error;
+        all->o.yy += b->o.yy, all->o.vv += b->o.vv, all->o.yv += b->o.yv, all->o.ee += b->o.ee;
+    }
+    return QE_OK;
+}
+
 qe_status qe_report_measure(const float *w, int64_t ldw, const qe_qtensor *t, const qe_calibration *c,
-                            qe_layer_report *out, qe_error *err) {
-    enum { ROWS = 64 };
+                            const qe_executor *executor, qe_layer_report *out, qe_error *err) {
     if (!w || !t || !out || ldw < t->k) return qe_error_set(err, QE_E_ARGUMENT, "w, tensor or out is missing");
     if (c && c->x && c->x_rows > 0 && c->ldx < t->k)
         return qe_error_set(err, QE_E_ARGUMENT, "inputs have ldx %lld for k %lld", (long long)c->ldx, (long long)t->k);
     QE_TRY(qe_finite_check(w, ldw, t->first_row, t->n, t->k, err));
-    int64_t k = t->k;
-    size_t each = ((size_t)(ROWS * k) * sizeof(float) + 63) & ~(size_t)63;
-    char *memory = qe_scratch(2 * each + qe_gemm_scratch_bytes() + 2 * ROWS * 64 * sizeof(float), err);
-    if (!memory) return QE_E_NOMEM;
-    float *plain = (float *)memory, *rounded = (float *)(memory + each);
-    void *scratch = memory + 2 * each;
-    float *y = (float *)(memory + 2 * each + qe_gemm_scratch_bytes());
-    double sums[2] = {0.0, 0.0};
-    outputs o = {0};
-    bool sample = c && c->x && c->x_rows > 0, hessian = c && c->hessian && !sample;
+    int32_t count = (int32_t)((t->n + ROWS - 1) / ROWS);
+    block_sums all = {0}, *blocks = calloc((size_t)count + 1, sizeof *blocks);
+    if (!blocks) return qe_error_set(err, QE_E_NOMEM, "no memory to measure %lld rows", (long long)t->n);
+    report_job j = {w, ldw, t, c, c && c->x && c->x_rows > 0, false, blocks};
+    j.hessian = c && c->hessian && !j.sample;
+    qe_parallel(executor, measure_block, &j, count);
+    qe_status status = add_blocks(blocks, count, &all, err);
+    free(blocks);
+    QE_TRY(status);
     out->n = t->n;
-    out->k = k;
-    out->bits_per_weight = qe_quant_bits_per_weight(&t->quant, t->n, k);
+    out->k = t->k;
+    out->bits_per_weight = qe_quant_bits_per_weight(&t->quant, t->n, t->k);
     (void)qe_quant_name(&t->quant, out->scheme, sizeof out->scheme);
-    out->max_error = out->mean_error = out->error_bound = 0.0;
-    qe_status status = QE_OK;
-    for (int64_t row = 0; row < t->n && !status; row += ROWS) {
-        int64_t rows = t->n - row < ROWS ? t->n - row : ROWS;
-        status = qe_dequantize(t, row, rows, rounded, k, err);
-        for (int64_t r = 0; r < rows && !status; r++) {
-            memcpy(plain + r * k, w + (row + r) * ldw, (size_t)k * sizeof(float));
-            measure_row(plain + r * k, rounded + r * k, t, row + r, sums, out);
-        }
-        if (sample && !status) outputs_of_sample(c, k, plain, rounded, rows, y, scratch, &o);
-        if (hessian && !status) outputs_of_hessian(c->hessian, k, plain, rounded, rows, &o);
-    }
-    free(memory);
-    out->mean_error /= t->n && k ? (double)t->n * (double)k : 1.0;
-    out->sqnr_db = decibels(sums[0], sums[1]);
-    out->output_sqnr_db = sample || hessian ? decibels(o.yy, o.ee) : NAN;
-    out->output_cosine = sample || hessian ? o.yv / sqrt(o.yy * o.vv) : NAN;
-    return status;
+    out->max_error = all.errors.max_error;
+    out->error_bound = all.errors.error_bound;
+    out->mean_error = all.errors.mean_error / (t->n && t->k ? (double)t->n * (double)t->k : 1.0);
+    out->sqnr_db = decibels(all.weights[0], all.weights[1]);
+    bool outputs = j.sample || j.hessian;
+    out->output_sqnr_db = outputs ? decibels(all.o.yy, all.o.ee) : NAN;
+    out->output_cosine = outputs ? all.o.yv / sqrt(all.o.yy * all.o.vv) : NAN;
+    return QE_OK;
 }
 
 /* ---- JSON -------------------------------------------------------------------------------------------------------- */

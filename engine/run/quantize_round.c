@@ -232,7 +232,7 @@ qe_status qe_round_try(qe_job *job, qe_statistics *statistics, const qe_item *it
     qe_executor executor = qe_job_executor(job);
     int64_t n = item->ref.n, k = item->ref.k;
     qe_status status = make(&lw, item, &calibration, &work, err);
-    if (!status) status = qe_report_measure(work.w, k, &work.t, &calibration, out, err);
+    if (!status) status = qe_report_measure(work.w, k, &work.t, &calibration, &executor, out, err);
     if (!status && values) status = qe_dequantize(&work.t, 0, n, values, k, err);
     if (!status && values && item->weight.form.hadamard)
         status = qe_hadamard(values, n, k, k, item->weight.form.hadamard, 0, 1, &executor, err);
@@ -252,7 +252,8 @@ static qe_status round_one(layer_work *lw, qe_item *item, linear_work *work, qe_
         return qe_error_set(err, QE_E_VALUE, "%s: levels leave int8 (facts 0x%x)", item->name, work->t.facts);
     QE_TRY(lw->job->format->put(lw->job->out, &item->weight, &work->t, err));
     qe_layer_report r;
-    QE_TRY(qe_report_measure(work->w, item->ref.k, &work->t, &calibration, &r, err));
+    qe_executor executor = qe_job_executor(lw->job);
+    QE_TRY(qe_report_measure(work->w, item->ref.k, &work->t, &calibration, &executor, &r, err));
     return report(lw->job, item, &r, err);
 }
 

@@ -279,9 +279,9 @@ typedef struct qe_layer_report {
     double  error_bound;               /* what nearest rounding under these scales guarantees; RTN keeps it */
     double  output_sqnr_db, output_cosine;   /* on the calibration sample or its Hessian; NaN without one */
 } qe_layer_report;
-/* Compare w with what t holds. Leaves name and method to the caller. */
+/* Compare w with what t holds, blocks of rows on the executor. Leaves name and method to the caller. */
 QE_API qe_status qe_report_measure(const float *w, int64_t ldw, const qe_qtensor *t, const qe_calibration *calibration,
-                                   qe_layer_report *out, qe_error *err);
+                                   const qe_executor *executor, qe_layer_report *out, qe_error *err);
 /* One layer as one line of JSON, numbers that are not finite as null. Returns the length needed, like snprintf. */
 QE_API size_t    qe_report_json(const qe_layer_report *report, char *text, size_t text_bytes);
 
