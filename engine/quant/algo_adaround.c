@@ -7,14 +7,14 @@
 
 #include <qengine/num.h>
 #include "quant/algo.h"
-
-static const float STRETCH = 1.2f, SHIFT = -0.1f;
+#include "quant/algo_adaround.h"
 
 typedef struct adaround {
     const qe_round_job *j;
     qe_qtensor *t;
     int64_t n, k, batch;
-    float *low, *gap;          /* [n][k], caller's columns: value of rounding down, and up minus down */
+    qe_adaround_step_fn *step;
+    float *gap, *offset;       /* [n][k], caller's columns: up minus down, and down minus the weight */
     float *logit, *m, *v;      /* Adam */
     float *delta, *gradient;   /* w' - w; d loss / d w' */
     float *output;             /* [n][batch] */
@@ -24,22 +24,9 @@ typedef struct adaround {
     void *scratch;
 } adaround;
 
-/* 1 / (1 + e^-x) within 1e-6, by + - * / alone so that loops of it become vectors. */
-static inline float sigmoid(float x) {
-    x = x < -30.0f ? -30.0f : x > 30.0f ? 30.0f : x;
-    float t = -1.44269504f * x, shifted = t + 12582912.0f, f = (t - (shifted - 12582912.0f)) * 0.693147181f;
-    float p = 1.0f + f * (1.0f + f * (0.5f + f * (0.166666667f + f * (0.0416666667f + f * 0.00833333333f))));
-    uint32_t bits = (qe_f32_bits(shifted) - 0x4b400000u + 127u) << 23;
-    return 1.0f / (1.0f + p * qe_f32_from_bits(bits));
-}
-
-static inline float blend(float logit) {
-    float h = STRETCH * sigmoid(logit) + SHIFT;
-    return h < 0.0f ? 0.0f : h > 1.0f ? 1.0f : h;
-}
-
 /* ---- start ------------------------------------------------------------------------------------------------------- */
-/* The neighbours of every weight, RTN's codes, and logits whose blend is the weight itself. */
+/* The neighbours of every weight, RTN's codes and errors, and logits whose blend is the weight itself, with the error of
+ * that blend (in `gradient`): what lies beyond the grid has one. */
 static void load_row(adaround *a, const float *w, int64_t row) {
     qe_qtensor *t = a->t;
     qe_rounder r;
@@ -56,12 +43,13 @@ static void load_row(adaround *a, const float *w, int64_t row) {
         a->rtn[at] = qe_round_one(&r, &g, x, &nearest);
         a->down[at] = n.code[0];
         a->up[at] = n.code[1];
-        a->low[at] = n.value[0];
+        a->offset[at] = n.value[0] - x;
         a->gap[at] = n.value[1] - n.value[0];
         float share = a->gap[at] > 0.0f ? qe_clamp((x - n.value[0]) / a->gap[at], 0.001f, 0.999f) : 0.5f;
-        float s = (share - SHIFT) / STRETCH;
+        float s = (share - QE_ADAROUND_SHIFT) / QE_ADAROUND_STRETCH;
         a->logit[at] = logf(s / (1.0f - s));
         a->delta[at] = nearest - x;
+        a->gradient[at] = fmaf(share, a->gap[at], a->offset[at]);
     }
 }
 
@@ -89,59 +77,41 @@ static int64_t window(const adaround *a, int32_t step) {
     return places <= 1 ? 0 : (int64_t)(qe_uniform(a->j->o.seed, (uint64_t)step) * (double)places);
 }
 
-static void find_gradient(adaround *a, const float *w, int32_t step) {
+static void find_gradient(adaround *a, int32_t step) {
     const qe_calibration *c = a->j->calibration;
     const float *x = c->x + window(a, step) * c->ldx;
-    for (int64_t r = 0; r < a->n; r++) {
-        const float *from = w + r * a->j->ldw;
-        int64_t row = r * a->k;
-        for (int64_t i = 0; i < a->k; i++)
-            a->delta[row + i] = a->low[row + i] + blend(a->logit[row + i]) * a->gap[row + i] - from[i];
-    }
     qe_gemm(a->n, a->batch, a->k, (qe_view){a->delta, a->k, 1}, (qe_view){x, 1, c->ldx}, a->output, a->batch, false,
             1.0f, a->scratch);
     qe_gemm(a->n, a->k, a->batch, (qe_view){a->output, a->batch, 1}, (qe_view){x, c->ldx, 1}, a->gradient, a->k, false,
             1.0f, a->scratch);
 }
 
-/* d/dh of 1 - |2h - 1|^beta, for h in [0, 1]. */
-static inline float pull(float h, float beta) {
-    float u = 2.0f * h - 1.0f, size = fabsf(u);
-    if (size == 0.0f) return 0.0f;
-    float p = -2.0f * beta * powf(size, beta - 1.0f);
-    return u < 0.0f ? -p : p;
-}
-
 static void move(adaround *a, int32_t step, int32_t steps) {
     float warm = 0.2f, progress = ((float)step / (float)steps - warm) / (1.0f - warm);
-    float beta = progress < 0.0f ? 0.0f : 2.0f + 9.0f * (1.0f + cosf(3.14159265f * progress));
-    float b1 = 1.0f - powf(0.9f, (float)step + 1.0f), b2 = 1.0f - powf(0.999f, (float)step + 1.0f);
+    float t = (float)step + 1.0f;
+    qe_adaround_rates rates = {.beta = 2.0f + 9.0f * (1.0f + cosf(3.14159265f * progress)),
+                               .pull = progress < 0.0f ? 0.0f : a->j->o.regularizer,
+                               .first = a->j->o.learning_rate / (1.0f - powf(0.9f, t)),
+                               .second = 1.0f / (1.0f - powf(0.999f, t))};
     for (int64_t r = 0; r < a->n; r++) {
+        int64_t at = r * a->k;
+        qe_adaround_row row = {a->gradient + at, a->gap + at, a->offset + at, a->logit + at,
+                               a->m + at,        a->v + at,   a->delta + at};
         /* The loss in units of RTN's, so that one regularizer fits every layer. */
-        float unit = 2.0f / (float)a->batch * a->unit[r] * (float)a->k;
-        for (int64_t i = r * a->k; i < (r + 1) * a->k; i++) {
-            float s = sigmoid(a->logit[i]), h = STRETCH * s + SHIFT;
-            if (h <= 0.0f || h >= 1.0f) h = h <= 0.0f ? 0.0f : 1.0f;
-            float slope = STRETCH * s * (1.0f - s), g = unit * a->gradient[i] * a->gap[i];
-            if (beta > 0.0f) g += a->j->o.regularizer * pull(h, beta);
-            g *= slope;
-            a->m[i] = 0.9f * a->m[i] + 0.1f * g;
-            a->v[i] = 0.999f * a->v[i] + 0.001f * g * g;
-            a->logit[i] -= a->j->o.learning_rate * (a->m[i] / b1) / (sqrtf(a->v[i] / b2) + 1e-8f);
-        }
+        rates.unit = 2.0f / (float)a->batch * a->unit[r] * (float)a->k;
+        a->step(a->k, &rates, &row);
     }
 }
 
 /* ---- end --------------------------------------------------------------------------------------------------------- */
 /* Codes of each row: learned ones where the whole sample's loss is below RTN's. */
-static void finish(adaround *a, const float *w) {
+static void finish(adaround *a) {
     qe_qtensor *t = a->t;
     double *loss = a->loss + a->n;
     for (int64_t r = 0; r < a->n; r++) {
         for (int64_t i = 0; i < a->k; i++) {
             int64_t at = r * a->k + i;
-            float value = a->low[at] + (a->logit[at] >= 0.0f ? a->gap[at] : 0.0f);
-            a->delta[at] = value - w[r * a->j->ldw + i];
+            a->delta[at] = a->offset[at] + (a->logit[at] >= 0.0f ? a->gap[at] : 0.0f);
         }
     }
     measure(a, loss);
@@ -158,11 +128,14 @@ static void learn(adaround *a, const float *w) {
     for (int64_t r = 0; r < a->n; r++) load_row(a, w, r);
     measure(a, a->loss);
     for (int64_t r = 0; r < a->n; r++) a->unit[r] = a->loss[r] > 0.0 ? (float)(1.0 / a->loss[r]) : 0.0f;
+    float *start = a->gradient;
+    a->gradient = a->delta;
+    a->delta = start;
     for (int32_t step = 0; step < a->j->o.iterations; step++) {
-        find_gradient(a, w, step);
+        find_gradient(a, step);
         move(a, step, a->j->o.iterations);
     }
-    finish(a, w);
+    finish(a);
 }
 
 qe_status qe_adaround_prepare(qe_round_job *j, qe_error *err) {
@@ -188,7 +161,7 @@ qe_status qe_band_adaround(qe_round_job *j, const float *w, qe_qtensor *band, qe
     if (!memory) return QE_E_NOMEM;
     adaround a = {.j = j, .t = band, .n = band->n, .k = band->k, .batch = batch, .scratch = memory};
     float *p = (float *)(memory + qe_gemm_scratch_bytes());
-    float **arrays[] = {&a.low, &a.gap, &a.logit, &a.m, &a.v, &a.delta, &a.gradient};
+    float **arrays[] = {&a.gap, &a.offset, &a.logit, &a.m, &a.v, &a.delta, &a.gradient};
     for (int i = 0; i < 7; i++, p += each) *arrays[i] = p;
     a.output = p;
     a.unit = p + band->n * batch;
@@ -198,6 +171,7 @@ qe_status qe_band_adaround(qe_round_job *j, const float *w, qe_qtensor *band, qe
     a.down = a.rtn + each;
     a.up = a.down + each;
     memset(a.m, 0, 2 * each * sizeof(float));
+    for (int32_t i = 0; qe_adaround_step(i); i++) a.step = qe_adaround_step(i);
     learn(&a, w);
     free(memory);
     return QE_OK;
