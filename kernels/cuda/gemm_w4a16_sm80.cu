@@ -15,7 +15,7 @@ template <int kUnits> struct Half : W4A16<kUnits> {
         ptx::mma_m16n8k16_f16(d, a, b);
     }
 };
-template <int kUnits> struct Bfloat : W4A16<kUnits> {
+template <int kUnits> struct Bfloat : W4A16Codes<kUnits> {
     using Acc = float;
     static constexpr int kXBytes = 2, kSteps = W4A16<kUnits>::kSteps;
     static constexpr bool kTotals = true, kPromotes = true;
@@ -23,31 +23,7 @@ template <int kUnits> struct Bfloat : W4A16<kUnits> {
         ptx::mma_m16n8k16_bf16(d, a, b);
     }
     PTX_FN bool unit_ends(int step) const { return kUnits == 1 ? step == 2 * kSteps - 1 : step % 2 == 1; }
-    PTX_FN float scale(int step, int r) const {
-        return __half2float(__ushort_as_half(uint16_t(this->scales[kUnits == 1 ? 0 : step / 2] >> 16 * r))); // exact
-    }
-    PTX_FN void unpack(uint32_t (&f)[kSteps][4], int half) const { // 128 + c less 128 + z, exact
-#pragma unroll
-        for (int p = 0; p < kSteps / 2; p++)
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                const uint32_t z = ptx::prmt(this->zeros[kUnits == 1 ? 0 : half * 2 + p], 0, r ? 0x3232 : 0x1010);
-                uint32_t w = this->codes[half][p * 2 + r];
-#pragma unroll
-                for (int st = 0; st < 2; st++, w >>= 8) {
-                    f[p * 2 + st][r] = difference(w, z);
-                    f[p * 2 + st][r + 2] = difference(w >> 4, z);
-                }
-            }
-    }
-    static PTX_FN uint32_t difference(uint32_t w, uint32_t z) {
-        const uint32_t c = ptx::lop3<0xea>(w, 0x000f000fu, 0x43004300u), zero = z + 0x43004300u;
-        const __nv_bfloat162 d = __hsub2(of(c), of(zero));
-        return uint32_t(__bfloat16_as_ushort(d.x)) | uint32_t(__bfloat16_as_ushort(d.y)) << 16;
-    }
-    static PTX_FN __nv_bfloat162 of(uint32_t u) {
-        return __halves2bfloat162(__ushort_as_bfloat16(uint16_t(u)), __ushort_as_bfloat16(uint16_t(u >> 16)));
-    }
+    PTX_FN float scale(int step, int r) const { return this->scale_of_unit(kUnits == 1 ? 0 : step / 2, r); }
 };
 
 bool supports_sm80(const qk_device *device, const qk_gemm *g, qk_why *why) {

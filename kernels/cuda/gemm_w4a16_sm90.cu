@@ -24,6 +24,7 @@ template <int kUnitCount> struct Bfloat : W4A16Codes<kUnitCount> {
     static constexpr bool kFromShared = false, kTotals = true, kPromotes = true;
     // Sums and part sums of 128 tokens leave too few registers for the numbers of several units.
     static constexpr int kCluster = 1, kLargest = kUnits == 1 ? 2 : 1;
+    PTX_FN float scale(int unit, int r) const { return this->scale_of_unit(unit, r); }
     template <int N> static PTX_FN void mma(Acc (&d)[N / 2], const uint32_t (&a)[4], uint64_t x) {
 #if PTX_SM90
         ptx::wgmma_rs_bf16<N>(d, a, x);

@@ -1,10 +1,9 @@
 // Rows of layout cuda/wxa16: cuda/wxa16_sm80 (mma.sync m16n8k16, fp16 or bf16 input) and cuda/wxa16_simt (one thread per
 // output, any float input). Codes enter the product unscaled, c - z exactly, table values rounded once to the input's type;
 // part sums are scaled in fp32 after every unit, whatever type the checkpoint keeps scales in.
-#include <cuda_fp16.h>
-
 #include "cuda_backend.h"
 #include "gemm_sm80.cuh"
+#include "pairs.cuh"
 
 namespace qk_cuda {
 namespace wxa16 {
@@ -91,12 +90,8 @@ template <bool kBf16, int kUnits> struct Codes8 : Common<kBf16, kUnits> {
                            hi = qe_f32_bits(qe_sub(qe_f32_from_bits(ptx::prmt(bytes, kMagic, widen(kFirst + 1))), base));
             return ptx::prmt(lo, hi, 0x7632); // integers up to 256: the lower halves are zeros
         } else {
-            const __half2 d = __hsub2(of(ptx::prmt(bytes, kMagic, kFirst ? 0x4342 : 0x4140)), of(z));
-            return uint32_t(__half_as_ushort(__low2half(d))) | uint32_t(__half_as_ushort(__high2half(d))) << 16;
+            return bits_of(__hsub2(halves_of(ptx::prmt(bytes, kMagic, kFirst ? 0x4342 : 0x4140)), halves_of(z)));
         }
-    }
-    static PTX_FN __half2 of(uint32_t u) {
-        return __halves2half2(__ushort_as_half(uint16_t(u)), __ushort_as_half(uint16_t(u >> 16)));
     }
 };
 

@@ -3,11 +3,8 @@
 // that + 8 (r = 1): the rows of its fragments of mma.m16n8k32, mma.m16n8k16 and wgmma alike.
 // kUnits: scales per row and block, 1 (groups of 128 columns and more) or 4 (one per 32 columns).
 #pragma once
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "cuda_backend.h"
-#include "ptx.cuh"
+#include "pairs.cuh"
 
 namespace qk_cuda {
 
@@ -55,27 +52,25 @@ template <int kUnits> struct W4A16 {
     static PTX_FN State begin(const Context &context) { return context; }
     static constexpr int kSteps = 4; // fragments of 16 columns in half a block
     static constexpr int kBlockBytes = QK_W4_CODE_BYTES + kUnits * (128 + 64);
-    uint32_t codes[2][4], scales[kUnits], zeros[kUnits];
+    // fp16 scales of both rows, and of each row 0x64 above its zero point, twice: 1024 + z in fp16.
+    uint32_t codes[2][4], scales[kUnits], zeros[kUnits][2];
     PTX_FN void load(uint32_t block, int t, const W4Zeros &zero) {
         ptx::lds128(codes[0], block + uint32_t(t) * 16);
         ptx::lds128(codes[1], block + 2048 + uint32_t(t) * 16);
+        const uint32_t row = uint32_t(t / 32 * 32 + t % 32 / 4 * 4);
+        const uint32_t first = zero.stored ? row / 2 % 4 : 0; // byte of row r = 0 in an aligned word
 #pragma unroll
         for (int u = 0; u < kUnits; u++) {
-            const uint32_t row = uint32_t(t / 32 * 32 + t % 32 / 4 * 4);
             scales[u] = ptx::lds32(block + QK_W4_CODE_BYTES + uint32_t(u * 128) + row);
-            zeros[u] = uint32_t(zero.constant) * 0x00010001u;
-            if (zero.stored) {
-                const uint32_t at = block + QK_W4_CODE_BYTES + uint32_t(kUnits * 128 + u * 64) + row / 2;
-                const uint32_t two = ptx::lds32(at & ~3u);
-                zeros[u] = ptx::prmt(two, 0, row & 4 ? 0x4342 : 0x4140);
-            }
+            uint32_t two = uint32_t(zero.constant) * 0x0101u;
+            if (zero.stored) two = ptx::lds32((block + QK_W4_CODE_BYTES + uint32_t(kUnits * 128 + u * 64) + row / 2) & ~3u);
+#pragma unroll
+            for (int r = 0; r < 2; r++) zeros[u][r] = ptx::prmt(two, 0x64646464u, 0x4040 + (first + uint32_t(r)) * 0x0101);
         }
     }
-    static PTX_FN __half2 half2_of(uint32_t u) {
-        return __halves2half2(__ushort_as_half(uint16_t(u)), __ushort_as_half(uint16_t(u >> 16)));
-    }
-    static PTX_FN uint32_t bits_of(__half2 v) {
-        return uint32_t(__half_as_ushort(__low2half(v))) | uint32_t(__half_as_ushort(__high2half(v))) << 16;
+    PTX_FN __half scale_of(int unit, int r) const {
+        const __half2 both = halves_of(scales[unit]);
+        return r ? __high2half(both) : __low2half(both);
     }
     PTX_FN void unpack(uint32_t (&f)[kSteps][4], int half) const {
 #pragma unroll
@@ -83,16 +78,15 @@ template <int kUnits> struct W4A16 {
             const int u = kUnits == 1 ? 0 : half * 2 + p;
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                const __half2 s = half2_of(ptx::prmt(scales[u], 0, r ? 0x3232 : 0x1010));
-                const uint32_t z = ptx::prmt(zeros[u], 0, r ? 0x3232 : 0x1010);
-                const __half2 low = half2_of(z + 0x64006400u), high = half2_of((z << 4) + 0xd400d400u); // 1024+z, -64-z
+                const __half2 s = __half2half2(scale_of(u, r)), low = halves_of(zeros[u][r]);
+                const __half2 high = __hsub2(halves_of(0x63806380u), low); // 960 - (1024 + z)
                 uint32_t w = codes[half][p * 2 + r];
 #pragma unroll
                 for (int st = 0; st < 2; st++, w >>= 8) {
                     const uint32_t lo = ptx::lop3<0xea>(w, 0x000f000fu, 0x64006400u),
                                    hi = ptx::lop3<0xea>(w, 0x00f000f0u, 0x64006400u);
-                    f[p * 2 + st][r] = bits_of(__hmul2(__hsub2(half2_of(lo), low), s));
-                    f[p * 2 + st][r + 2] = bits_of(__hmul2(__hfma2(half2_of(hi), half2_of(0x2c002c00u), high), s));
+                    f[p * 2 + st][r] = bits_of(__hmul2(__hsub2(halves_of(lo), low), s));
+                    f[p * 2 + st][r + 2] = bits_of(__hmul2(__hfma2(halves_of(hi), halves_of(0x2c002c00u), high), s));
                 }
             }
         }
@@ -102,23 +96,17 @@ template <int kUnits> struct W4A16 {
 // w = c - z in bf16, exact: 128 + c less 128 + z. The scale is applied to sums, in fp32.
 template <int kUnits> struct W4A16Codes : W4A16<kUnits> {
     using State = W4Zeros;
-    static PTX_FN __nv_bfloat162 pair_of(uint32_t u) {
-        return __halves2bfloat162(__ushort_as_bfloat16(uint16_t(u)), __ushort_as_bfloat16(uint16_t(u >> 16)));
-    }
     static PTX_FN uint32_t difference(uint32_t w, __nv_bfloat162 zero) {
-        const __nv_bfloat162 d = __hsub2(pair_of(ptx::lop3<0xea>(w, 0x000f000fu, 0x43004300u)), zero);
-        return uint32_t(__bfloat16_as_ushort(d.x)) | uint32_t(__bfloat16_as_ushort(d.y)) << 16;
+        return bits_of(__hsub2(bfloats_of(ptx::lop3<0xea>(w, 0x000f000fu, 0x43004300u)), zero));
     }
-    PTX_FN float scale(int unit, int r) const {
-        return __half2float(__ushort_as_half(uint16_t(this->scales[unit] >> 16 * r)));
-    }
+    PTX_FN float scale_of_unit(int unit, int r) const { return __half2float(this->scale_of(unit, r)); } // exact
     PTX_FN void unpack(uint32_t (&f)[4][4], int half) const {
 #pragma unroll
         for (int p = 0; p < 2; p++) // 32 columns
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                const uint32_t z = ptx::prmt(this->zeros[kUnits == 1 ? 0 : half * 2 + p], 0, r ? 0x3232 : 0x1010);
-                const __nv_bfloat162 zero = pair_of(z + 0x43004300u);
+                const uint32_t z = this->zeros[kUnits == 1 ? 0 : half * 2 + p][r];
+                const __nv_bfloat162 zero = bfloats_of(z ^ 0x27002700u); // from 0x6400 + z to 0x4300 + z
                 uint32_t w = this->codes[half][p * 2 + r];
 #pragma unroll
                 for (int st = 0; st < 2; st++, w >>= 8) {

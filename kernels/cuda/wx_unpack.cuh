@@ -1,10 +1,8 @@
 // Codes of layout cuda/wxa16 (cuda_backend.h) to A fragments in registers, unscaled: c - z exactly, table values rounded once
 // to the input's 16-bit type. kUnits: fp32 scales per row and block of 128 columns, 1, 4 or 8; they are applied to sums.
 #pragma once
-#include <cuda_fp16.h>
-
 #include "cuda_backend.h"
-#include "ptx.cuh"
+#include "pairs.cuh"
 
 namespace qk_cuda {
 
@@ -66,16 +64,12 @@ template <bool kBf16, int kUnits> struct WxCodes8 : WxScales<kUnits> {
                         high = qe_sub(of(ptx::prmt(bytes, kMagic, 0x7651 + kAt)), base);
             return ptx::prmt(qe_f32_bits(low), qe_f32_bits(high), 0x7632); // integers up to 256: the lower halves are zeros
         } else {
-            const __half2 zero = pair_of(ptx::prmt(zeros, 0x64646464u, r ? 0x4242 : 0x4040)),
-                          c = pair_of(ptx::prmt(bytes, 0x64646464u, kAt ? 0x4342 : 0x4140)), d = __hsub2(c, zero);
-            return uint32_t(__half_as_ushort(__low2half(d))) | uint32_t(__half_as_ushort(__high2half(d))) << 16;
+            const uint32_t zero = ptx::prmt(zeros, 0x64646464u, r ? 0x4242 : 0x4040);
+            return bits_of(__hsub2(halves_of(ptx::prmt(bytes, 0x64646464u, kAt ? 0x4342 : 0x4140)), halves_of(zero)));
         }
     }
     static constexpr uint32_t kMagic = 0x4b000000u;
     static PTX_FN float of(uint32_t bits) { return qe_f32_from_bits(bits); }
-    static PTX_FN __half2 pair_of(uint32_t u) {
-        return __halves2half2(__ushort_as_half(uint16_t(u)), __ushort_as_half(uint16_t(u >> 16)));
-    }
 };
 
 // 4-bit codes of a table: the low and the high bytes of its 16 values stay in registers and are picked by PRMT.
