@@ -16,6 +16,9 @@ static const bench_scheme schemes[] = {
     {"w4a8", {INT_QUANT(4, QE_NUM_U8, 128), .super = QE_NUM_F16, .super_n = 1}, false, true},
     {"w4a16", {INT_QUANT(4, QE_NUM_F16, 128)}, true, true},
     {"w8a16", {INT_QUANT(8, QE_NUM_F16, 128)}, true, true},
+    {"w2a8", {.code = QE_CODE_INT, .bits = 2, .scale = QE_NUM_F32, .zero_const = 1, .group_n = 1}, false, false},
+    {"w1a8", {.code = QE_CODE_SIGN, .bits = 1, .scale = QE_NUM_F32, .group_n = 1}, false, false},
+    {"w1a1", {.code = QE_CODE_SIGN, .bits = 1, .scale = QE_NUM_F32, .group_n = 1}, false, false},
     {"q4_0", {INT_QUANT(4, QE_NUM_F16, 32)}, false, false},
     {"q5_0", {INT_QUANT(5, QE_NUM_F16, 32)}, false, false},
     {"q8_0", {INT_QUANT(8, QE_NUM_F16, 32)}, false, false},
@@ -25,7 +28,7 @@ static const bench_scheme schemes[] = {
      false, false},
     {"q6_k", {INT_QUANT(6, QE_NUM_S8, 16), .super = QE_NUM_F16, .super_n = 1, .super_k = 256}, false, false},
 };
-const char bench_scheme_names[] = "w8a8,w4a8,w4a16,w8a16,q4_0,q5_0,q8_0,q4_k,q6_k";
+const char bench_scheme_names[] = "w8a8,w4a8,w4a16,w8a16,w2a8,w1a8,w1a1,q4_0,q5_0,q8_0,q4_k,q6_k";
 
 const bench_scheme *bench_scheme_find(const char *name, size_t bytes) {
     for (size_t i = 0; i < sizeof schemes / sizeof schemes[0]; i++)
@@ -43,6 +46,7 @@ void bench_scheme_act(const bench_scheme *scheme, const qe_quant *quant, qe_act 
     if (scheme->float_input) return;
     qe_act_default(quant, out);
     if (strcmp(scheme->name, "w8a8") == 0 || strcmp(scheme->name, "w4a8") == 0) out->quant.group_k = 0;
+    if (strcmp(scheme->name, "w1a1") == 0) out->quant = *quant;     /* signs by signs */
 }
 
 static uint64_t next(uint64_t *state) {      /* SplitMix64 */
@@ -82,8 +86,10 @@ qe_status bench_weight(const qe_quant *quant, const qe_act *act, int64_t n, int6
         uint64_t bits = next(&seed);
         for (int64_t j = i; j < i + 8 && j < n * k; j++, bits >>= 8) {
             uint8_t code = (uint8_t)(bits & (top - 1));
-            /* symmetric schemes keep to -(2^(b-1) - 1): what the quantizer writes */
-            codes[j] = quant->zero == QE_ZERO_CONST && code == 0 ? 1 : code;
+            /* what the quantizer writes: symmetric schemes keep to -(2^(b-1) - 1), ternary ones to -1 .. 1 */
+            bool middle = quant->code == QE_CODE_INT && quant->zero_const == 1 << quant->bits >> 1;
+            bool ternary = quant->code == QE_CODE_INT && quant->bits == 2 && quant->zero_const == 1;
+            codes[j] = (middle && code == 0) || (ternary && code == 3) ? 1 : code;
         }
     }
     int64_t  scales = groups(n, quant->group_n) * groups(k, quant->group_k);
@@ -106,7 +112,8 @@ static void quantize_input(const qe_act *act, const float *x, int64_t k, int8_t 
     }
     for (int64_t at = 0; at < k; at += group) {
         int64_t      count = k - at < group ? k - at : group;
-        qe_act_range r = qe_act_quantize_symmetric(x + at, count, q);
+        qe_act_range r = act->quant.code == QE_CODE_SIGN ? qe_act_quantize_sign(x + at, count, q)
+                                                         : qe_act_quantize_symmetric(x + at, count, q);
         for (int64_t i = 0; i < count; i++) out[at + i] = r.scale * (float)q[i];
     }
 }

@@ -62,7 +62,8 @@ bool qk_no(qk_why *why, const char *format, ...);              /* fills why (may
 typedef struct qk_layout qk_layout;
 typedef struct qk_shape {    /* all that supports() and plans may look at: no pointers into data */
     qe_quant         quant;
-    qe_act           act;        /* how the input arrives: FLOAT as f16/bf16/f32, else int8. Part of the choice: an */
+    qe_act           act;        /* how the input arrives: FLOAT as f16/bf16/f32, else int8 (signs too, as -1 and +1,
+                                  * and beside them as bits: see qk_x). Part of the choice: an */
     const qk_layout *layout;     /* fp16-scaled weight asked to take int8 input gets a layout that keeps its scales */
     int64_t          n, k;
     int64_t          chunk_k;    /* qk_chunk_k() of the whole linear as fused, before sharding */
@@ -106,6 +107,14 @@ static inline int64_t qk_group_row(int64_t first_row, int64_t row, int32_t exten
 typedef void qk_reason(void *ctx, const char *name, const char *why);
 const qk_layout *qk_layout_choose(const qk_device *device, const qk_shape *shape, qk_reason *reasons, void *ctx);
 
+/* True if the input arrives as int8 codes: of 8 bits, or signs. */
+static inline bool qk_act_int8(const qe_act *act) {
+    return act->mode != QE_ACT_FLOAT &&
+           (act->quant.code == QE_CODE_SIGN || (act->quant.code == QE_CODE_INT && act->quant.bits == 8));
+}
+/* Codes with integer values: c, or of signs 2c - 1. */
+static inline bool qk_integer_code(const qe_quant *w) { return w->code == QE_CODE_INT || w->code == QE_CODE_SIGN; }
+
 /* True if the sum over all of k runs in int32 (quantization.md 7.3): int8 per-token input, integer codes and zeros, and
  * per-row scales or QE_FACT_INT8_PRODUCT with per-row supers, k <= qe_quant_max_k(). Else the sums of 7.4 or 7.7. */
 bool qk_whole_k(const qe_quant *w, uint32_t facts, const qe_act *act, int64_t k);
@@ -123,14 +132,18 @@ int64_t qk_chunk_k(const qe_quant *w, uint32_t facts, const qe_act *act, int64_t
  * linears of different types that share an input and an act share one prepared activation. */
 typedef struct qk_x {
     int64_t     m, k, ld;    /* plain: ld >= k, multiple of 64; columns k..ld-1 are written as zero-valued codes */
-    qe_quant    quant;       /* code F16/BF16/F32: plain floats. INT 8: bytes stored as int8 q = c - 128 */
+    qe_quant    quant;       /* code F16/BF16/F32: plain floats. INT 8: bytes stored as int8 q = c - 128; signs as well */
     int32_t     packing, reserved;
     void       *data;
     float      *scales;      /* [m][ceil(k/group_k)]; static: [1] */
     int32_t    *zeros;       /* same shape, q units; NULL if symmetric */
     int32_t    *sums;        /* [m][ceil(k/sum_k)] exact sums of q, for zero points, mins and u8 offsets; or NULL */
     int64_t     sum_k;       /* divides 256 or is k */
+    uint32_t   *bits;        /* signs only: [m][qk_bit_words(k)], bit c % 32 of word c / 32 set where q is +1, 0 behind k */
+    int32_t    *ones;        /* [m] bits set of a row */
 } qk_x;
+/* 32-bit words of a row of k bits: whole 64-byte lines. */
+static inline int64_t qk_bit_words(int64_t k) { return (k + 511) / 512 * 16; }
 /* Bytes of a qk_x; `out` gets every field, pointers as offsets from 0 for qk_x_rebase(). float_type: what to hold if
  * the act is FLOAT (a backend without that type holds a wider one, in out->quant). */
 size_t qk_x_bytes(const qk_device *device, const qk_shape *next, int64_t m, int32_t float_type, qk_x *out);

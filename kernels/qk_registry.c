@@ -107,8 +107,8 @@ int8_t qk_requantize(const qk_gemm_args *a, uint32_t sum, int64_t n) {
 static bool whole(int32_t extent, int64_t k) { return extent == 0 || extent >= k; }
 
 bool qk_whole_k(const qe_quant *w, uint32_t facts, const qe_act *act, int64_t k) {
-    if (act->mode == QE_ACT_FLOAT || act->quant.code != QE_CODE_INT || !whole(act->quant.group_k, k)) return false;
-    if (w->code != QE_CODE_INT || w->zero == QE_ZERO_REAL) return false;
+    if (!qk_act_int8(act) || !whole(act->quant.group_k, k)) return false;
+    if (!qk_integer_code(w) || w->zero == QE_ZERO_REAL) return false;
     if (w->zero == QE_ZERO_POINT && w->zero_num != QE_NUM_U8) return false;
     bool row_scales = whole(w->group_k, k) && whole(w->super_k, k) && w->zero == QE_ZERO_CONST;
     row_scales |= w->super == QE_NUM_ONE && whole(w->group_k, k);
@@ -165,7 +165,9 @@ size_t qk_plain_x_bytes(const qk_shape *next, int64_t m, int32_t float_type, int
         x.quant.bits = float_type == QE_CODE_F32 ? 32 : 16;
         x.data = (void *)(uintptr_t)reserve(&bytes, m * x.ld * (x.quant.bits / 8));
     } else {
+        bool signs = next->act.quant.code == QE_CODE_SIGN;
         x.quant = next->act.quant;
+        if (signs) x.quant.code = QE_CODE_INT, x.quant.bits = 8, x.quant.zero_const = 128;
         int64_t groups = x.quant.group_k ? (x.k + x.quant.group_k - 1) / x.quant.group_k : 1;
         int64_t scales = next->act.mode == QE_ACT_STATIC ? 1 : m * groups;
         x.sum_k = sum_k;
@@ -173,6 +175,10 @@ size_t qk_plain_x_bytes(const qk_shape *next, int64_t m, int32_t float_type, int
         x.scales = (float *)(uintptr_t)reserve(&bytes, scales * 4);
         if (x.quant.zero != QE_ZERO_CONST) x.zeros = (int32_t *)(uintptr_t)reserve(&bytes, scales * 4);
         if (sum_k) x.sums = (int32_t *)(uintptr_t)reserve(&bytes, m * ((x.k + sum_k - 1) / sum_k) * 4);
+        if (signs) {
+            x.bits = (uint32_t *)(uintptr_t)reserve(&bytes, m * qk_bit_words(x.k) * 4);
+            x.ones = (int32_t *)(uintptr_t)reserve(&bytes, m * 4);
+        }
     }
     *out = x;
     return bytes;
@@ -188,6 +194,8 @@ void qk_x_rebase(qk_x *x, void *base) {
     if (x->scales) x->scales = (float *)(b + (uintptr_t)x->scales);
     if (x->zeros) x->zeros = (int32_t *)(b + (uintptr_t)x->zeros);
     if (x->sums) x->sums = (int32_t *)(b + (uintptr_t)x->sums);
+    if (x->bits) x->bits = (uint32_t *)(b + (uintptr_t)x->bits);
+    if (x->ones) x->ones = (int32_t *)(b + (uintptr_t)x->ones);
 }
 
 bool qk_x_shared(const qk_weight *a, const qk_weight *b) {

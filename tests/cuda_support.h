@@ -31,6 +31,7 @@ struct Scheme {
     const char *layout;
     bool fixed = false;    // static activations
     bool thorough = false; // the one of its kernels that runs every problem
+    bool signs = false;    // 1-bit activations
 };
 inline qe_quant integer(int bits, int scale, int group_k, int zero, int zero_num, int zero_const) {
     qe_quant q{};
@@ -92,6 +93,11 @@ inline const std::vector<Scheme> &schemes() {
         {"nvfp4", two_level(table(QE_CODE_E2M1, 4, QE_NUM_E4M3, 16), QE_NUM_F32, 0), 0, -1, false, "cuda/wxa16"},
         {"fp8", table(QE_CODE_E4M3, 8, QE_NUM_F32, 128), 0, -1, false, "cuda/any"},
         {"sign", table(QE_CODE_SIGN, 1, QE_NUM_F32, 0), 0, -1, false, "cuda/any"},
+        {"w1a1", table(QE_CODE_SIGN, 1, QE_NUM_F32, 0), 0, 0, false, "cuda/any", false, false, true},
+        {"w8a1", integer(8, QE_NUM_F32, 0, QE_ZERO_CONST, 0, 128), 0, 0, false, "cuda/w8a8", false, false, true},
+        {"w4a1_g128", two_level(integer(4, QE_NUM_U8, 128, QE_ZERO_POINT, QE_NUM_U8, 0), QE_NUM_F16, 0),
+         QE_FACT_INT8_PRODUCT, 0, false, "cuda/w4a8", false, false, true},
+        {"w1a8", table(QE_CODE_SIGN, 1, QE_NUM_F32, 0), 0, 0, false, "cuda/any"},
         {"lut", table(QE_CODE_LUT, 4, QE_NUM_F16, 64), 0, -1, false, "cuda/wxa16"},
         {"f16", plain(QE_CODE_F16, 16), 0, -1, false, "cuda/any"},
         {"bf16", plain(QE_CODE_BF16, 16), 0, -1, false, "cuda/any"},
@@ -219,6 +225,7 @@ inline qk_shape shape_of(const Scheme &s, int64_t n, int64_t k) {
             shape.act.quant.zero = QE_ZERO_POINT, shape.act.quant.zero_num = QE_NUM_U8, shape.act.quant.zero_const = 0;
         }
     }
+    if (s.signs) shape.act.quant = table(QE_CODE_SIGN, 1, QE_NUM_F32, 0);
     if (s.fixed) shape.act.mode = QE_ACT_STATIC, shape.act.scale = 0.013f, shape.act.zero = s.asymmetric ? 139 : 128;
     shape.chunk_k = qk_chunk_k(&shape.quant, shape.facts, &shape.act, n, k);
     return shape;

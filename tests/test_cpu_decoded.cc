@@ -19,12 +19,13 @@ struct ActCase {
     const char *name;
     qe_act_mode mode;
     int group;
-    bool points;
+    bool points, signs = false;
 };
 const ActCase kActs[] = {
     {"float", QE_ACT_FLOAT, 0, false},     {"token", QE_ACT_DYNAMIC, 0, false},
     {"group 32", QE_ACT_DYNAMIC, 32, false}, {"group 256", QE_ACT_DYNAMIC, 256, false},
     {"asymmetric token", QE_ACT_DYNAMIC, 0, true}, {"asymmetric group 64", QE_ACT_DYNAMIC, 64, true},
+    {"signs", QE_ACT_DYNAMIC, 0, false, true},
     {"static", QE_ACT_STATIC, 0, false},   {"static asymmetric", QE_ACT_STATIC, 0, true},
 };
 
@@ -33,6 +34,7 @@ qe_act MakeAct(const ActCase &c) {
     if (c.mode == QE_ACT_FLOAT) return a;
     a = Act(c.group);
     a.mode = c.mode;
+    if (c.signs) a.quant.code = QE_CODE_SIGN, a.quant.bits = 1, a.quant.zero_const = 0;
     if (c.points) a.quant.zero = QE_ZERO_POINT, a.quant.zero_num = QE_NUM_U8, a.quant.zero_const = 0;
     if (c.mode == QE_ACT_STATIC) a.scale = 0.02f, a.zero = c.points ? 100 : 128, a.quant.group_n = 0;
     return a;

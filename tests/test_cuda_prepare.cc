@@ -11,6 +11,7 @@ struct PrepareCase {
     int x_type, act_group, mode; // mode -1: float output
     bool asymmetric, norm, residual, gate, split_gate, post, order, scale;
     int hadamard;
+    bool signs = false;
 };
 const PrepareCase kPrepare[] = {
     {"token", 300, QE_CODE_F16, 0, QE_ACT_DYNAMIC, false, false, false, false, false, false, false, false, 0},
@@ -21,6 +22,9 @@ const PrepareCase kPrepare[] = {
     {"gate_interleaved", 512, QE_CODE_F32, 0, QE_ACT_DYNAMIC, true, false, false, true, false, false, false, false, 0},
     {"order_scale", 640, QE_CODE_F16, 64, QE_ACT_DYNAMIC, true, false, false, false, false, false, true, true, 0},
     {"hadamard", 1024, QE_CODE_F16, 0, QE_ACT_DYNAMIC, false, true, false, false, false, false, true, true, 128},
+    {"signs", 300, QE_CODE_F16, 0, QE_ACT_DYNAMIC, false, false, false, false, false, false, false, false, 0, true},
+    {"signs_rms", 1100, QE_CODE_F32, 0, QE_ACT_DYNAMIC, false, true, true, false, false, false, false, false, 0, true},
+    {"signs_gate", 512, QE_CODE_BF16, 0, QE_ACT_DYNAMIC, false, false, false, true, true, false, true, true, 0, true},
     {"static", 200, QE_CODE_F32, 0, QE_ACT_STATIC, true, false, false, false, false, false, false, false, 0},
     {"float", 330, QE_CODE_F16, 0, QE_ACT_FLOAT, false, true, true, false, false, false, true, true, 2},
 };
@@ -31,6 +35,7 @@ std::vector<char> prepare_bytes(Pool &pool, const PrepareCase &c, int64_t m, boo
              c.mode == QE_ACT_FLOAT ? -1 : c.act_group,
              c.asymmetric,
              ""};
+    s.signs = c.signs;
     qk_weight w{};
     w.shape = shape_of(s, 8, c.k);
     w.hadamard = c.hadamard;

@@ -26,6 +26,7 @@ struct Scheme {
     int  act_group;     // -1: float input
     bool asymmetric;
     bool bits_equal;    // the contract fixes the bits on every backend
+    bool signs = false; // 1-bit input
 };
 const Scheme schemes[] = {
     {"int8:channel:f32", 0, false, true},                 // w8a8
@@ -38,6 +39,13 @@ const Scheme schemes[] = {
     {"int8:g32:f16", 32, false, true},                    // Q8_0
     {"int4:g32:u6:s=f16/g256:b=u6", 256, false, true},    // Q4_K
     {"int6:g16:s8:s=f16/g256", 256, false, true},         // Q6_K
+    {"sign:channel:f32", 0, false, true, true},           // w1a1
+    {"sign:g64:f16", 0, false, true, true},
+    {"int8:channel:f32", 0, false, true, true},
+    {"int4:g32:u6:s=f16/g256:b=u6", 0, false, true, true},
+    {"sign:channel:f32", 0, false, true},                 // w1a8
+    {"sign:tensor:f32", 0, true, true},
+    {"int2:channel:f32:z=1", 0, false, true},             // w2a8
     {"int4:g128:f16:z=u8", -1, false, false},             // w4a16
     {"int8:g128:f16", -1, false, false},                  // w8a16
     {"int8:channel:f32", -1, false, false},
@@ -113,7 +121,10 @@ qe_act act_of(const Scheme &s) {
     act.quant.scale = QE_NUM_F32;
     act.quant.group_n = 1;
     act.quant.group_k = s.act_group;
-    if (s.asymmetric) {
+    if (s.signs) {
+        act.quant.code = QE_CODE_SIGN;
+        act.quant.bits = 1;
+    } else if (s.asymmetric) {
         act.quant.zero = QE_ZERO_POINT;
         act.quant.zero_num = QE_NUM_U8;
     } else {
@@ -183,8 +194,9 @@ std::vector<float> quantized(const Scheme &s, const std::vector<float> &x, int64
         for (int64_t c = 0; c < k; c += group) {
             int64_t count = std::min(group, k - c);
             const float *from = x.data() + i * k + c;
-            qe_act_range r = s.asymmetric ? qe_act_quantize_asymmetric(from, count, q.data())
-                                          : qe_act_quantize_symmetric(from, count, q.data());
+            qe_act_range r = s.signs        ? qe_act_quantize_sign(from, count, q.data())
+                             : s.asymmetric ? qe_act_quantize_asymmetric(from, count, q.data())
+                                            : qe_act_quantize_symmetric(from, count, q.data());
             for (int64_t j = 0; j < count; j++) out[(size_t)(i * k + c + j)] = (float)(q[(size_t)j] - r.zero) * r.scale;
         }
     }
@@ -248,6 +260,26 @@ TEST(Linear, EveryBackendAndScheme) {
         }
         printf("%s: %d outputs equal in bits, %d within bounds\n", b.name, equal, bounded);
         EXPECT_GT(equal, 10000);
+    }
+}
+
+TEST(Linear, RefusesSignsThatAreNotPerTokenAndDynamic) {
+    Device d(QE_BACKEND_REF);
+    Tensor t("sign:channel:f32", 8, 256, 1);
+    qe_act good = act_of({"", 0, false, true, true});
+    const struct { qe_act act; const char *why; } cases[] = {
+        {[&] { qe_act a = good; a.mode = QE_ACT_STATIC, a.scale = 1.0f, a.quant.group_n = 0; return a; }(), "dynamic"},
+        {[&] { qe_act a = good; a.quant.group_k = 128; return a; }(), "one scale per token"},
+        {[&] { qe_act a = good; a.quant.scale = QE_NUM_F16; return a; }(), "fp32 scales"},
+    };
+    for (const auto &c : cases) {
+        qe_linear_options o = {};
+        o.struct_size = sizeof o, o.act = &c.act;
+        qe_linear *l = nullptr;
+        qe_error err;
+        EXPECT_EQ(qe_linear_create(d.handle, &t, &o, &l, &err), QE_E_UNSUPPORTED) << c.why;
+        EXPECT_NE(std::string(err.message).find(c.why), std::string::npos) << err.message;
+        qe_linear_destroy(l);
     }
 }
 

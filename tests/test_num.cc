@@ -120,6 +120,34 @@ TEST(Num, SymmetricActivations) {
     }
 }
 
+TEST(Num, SignActivations) {
+    struct Row {
+        std::vector<float> x;
+        float scale;
+        std::vector<int> q;
+    };
+    const float nan = std::nanf(""), inf = INFINITY;
+    const Row rows[] = {
+        {{0, -0.0f, 0}, 0.0f, {1, 1, 1}},
+        {{1, -2, 3, -6}, 3.0f, {1, -1, 1, -1}},
+        {{-1e-45f, 1e-45f}, 1e-45f, {-1, 1}},
+        {{3e38f, -3e38f}, nan, {1, -1}}, // the sum is infinite
+        {{-1, inf}, nan, {-1, 1}},
+        {{nan, -1}, nan, {1, -1}},
+    };
+    for (const Row &row : rows) {
+        std::vector<int8_t> q(row.x.size(), 99);
+        qe_act_range r = qe_act_quantize_sign(row.x.data(), (int64_t)row.x.size(), q.data());
+        EXPECT_TRUE(std::isnan(row.scale) ? std::isnan(r.scale) : r.scale == row.scale) << r.scale;
+        for (size_t i = 0; i < q.size(); i++) EXPECT_EQ(q[i], row.q[i]) << row.x[0] << " " << i;
+    }
+    // Lanes of 512: 2^24 and 1 in one lane round to 2^24, in two lanes as well, but 1 + 1 of two lanes meet first.
+    std::vector<float> wide(1024, 0.0f);
+    wide[0] = 0x1p24f, wide[1] = 1.0f, wide[3] = -1.0f;
+    std::vector<int8_t> q(1024);
+    EXPECT_EQ(qe_act_quantize_sign(wide.data(), 1024, q.data()).scale, 0x1.000002p14f);
+}
+
 TEST(Num, AsymmetricActivations) {
     const float x[] = {-7.59f, 10.8f, 0.0f};
     int8_t q[3];

@@ -18,6 +18,7 @@ const Case cases[] = {
     {"w4a16-g128-asym", "gptq"}, {"int8:g128:f16", "gptq"}, {"int2:g64:f16:z=u8", "gptq"},
     {"w4a16-g128", "qengine"}, {"int4:g128:u8:s=f16/channel@a8", "qengine"}, {"nf4:g64:f32", "qengine"}, {"mxfp4", "qengine"},
     {"mxint8", "qengine"}, {"mx6", "qengine"}, {"int4:g32:u6:s=f16/g256:b=u6", "qengine"},
+    {"w1a1", "qengine"}, {"w1a8", "qengine"},
 };
 
 class Written : public testing::TestWithParam<Case> {};
@@ -234,6 +235,8 @@ TEST(Flow, Refusals) {
     folder.write("there", "x");
     const struct { const char *name, *recipe, *method, *format, *out; qe_status expected; } bad[] = {
         {"scheme", "w5a17", "", "", "a", QE_E_ARGUMENT},
+        {"scheme_input", "int4:g64:f16@a2", "", "", "a", QE_E_ARGUMENT},
+        {"signs_static", R"({"scheme": "w1a1", "static": true})", "", "", "a", QE_E_UNSUPPORTED},
         {"descriptor", "int4:g7:f16:q=9", "", "", "a", QE_E_ARGUMENT},
         {"method", "w4a16-g128", "magic", "", "a", QE_E_ARGUMENT},
         {"two_methods", "w4a16-g128", "rtn+gptq", "", "a", QE_E_ARGUMENT},

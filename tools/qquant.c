@@ -25,7 +25,7 @@ static const char usage[] =
     "       qquant --list                                          schemes, methods, formats\n"
     "  --model DIR       a Hugging Face folder with FP16, BF16 or FP32 weights, or a GGUF file, dequantized first (methods with a\n"
     "                    text need a folder: make one by --scheme f16 --format qengine)\n"
-    "  --scheme S        a name of the list, a descriptor (int4:g64:f16:z=u8, @a8 for int8 inputs), or a recipe's file\n"
+    "  --scheme S        a name of the list, a descriptor (int4:g64:f16:z=u8, @a8 for int8 inputs, @a1 for signs), or a recipe's file\n"
     "  --method M        rtn, gptq, gptq-order, adaround, ...; awq+, smoothquant+, rotate+ before it\n"
     "  --calib FILE      UTF-8 text for methods that need one; --calib-tokens 512, --calib-sequences 128\n"
     "  --format F        compressed-tensors, gptq, gguf, qengine (default: the first that holds the scheme)\n"

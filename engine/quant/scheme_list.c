@@ -4,6 +4,7 @@
 #include <qengine/quantize.h>
 
 #define INT8_TOKEN "int8:channel:f32"
+#define SIGN_TOKEN "sign:channel:f32"
 
 static const qe_scheme schemes[] = {
     /* name, weight, what, input, method, full range */
@@ -37,6 +38,10 @@ static const qe_scheme schemes[] = {
     {"ttq", "lut2:t=1", "ternary with a scale for each sign", NULL, QE_METHOD_TTQ, 0},
     {"absmean", "int2:channel:f32:z=1", "ternary by absmean rounding (BitNet b1.58)", NULL, QE_METHOD_ABSMEAN, 0},
     {"binary", "sign:channel:f32", "sign times mean |x| (BWN, XNOR-Net)", NULL, QE_METHOD_BINARY, 0},
+    {"w1a8", SIGN_TOKEN, "signs, int8 inputs per token", INT8_TOKEN, QE_METHOD_RTN, 0},
+    {"w1a1", SIGN_TOKEN, "signs, inputs of signs times mean |x| per token (XNOR-Net)", SIGN_TOKEN, QE_METHOD_RTN, 0},
+    {"bitnet", "int2:channel:f32:z=1", "ternary by absmean rounding, int8 inputs per token (BitNet b1.58)", INT8_TOKEN,
+     QE_METHOD_ABSMEAN, 0},
     {"binary-stochastic", "sign:channel:f32", "stochastic signs", NULL, QE_METHOD_STOCHASTIC, 0},
     {"nf4", "nf4:g64:f32", "normal float 4 in groups of 64 (QLoRA)", NULL, QE_METHOD_RTN, 0},
     {"iq4nl", "iq4nl:g32:f16", "GGUF's non-linear 4 bits in groups of 32", NULL, QE_METHOD_RTN, 0},

@@ -24,10 +24,13 @@ static qe_status check_act(const qe_act *act, const qe_quant *w, int64_t k, qe_e
         return qe_error_set(err, QE_E_ARGUMENT, "act.mode is %d, legal are 0 to 2", act->mode);
     if (act->mode == QE_ACT_FLOAT) return QE_OK;
     QE_TRY(qe_quant_check(q, 1, k, err));
-    bool symmetric = q->zero == QE_ZERO_CONST && q->zero_const == 128;
-    if (q->code != QE_CODE_INT || q->bits != 8 || q->scale != QE_NUM_F32 || q->super != QE_NUM_ONE || q->scale_log2 ||
-        !(symmetric || q->zero == QE_ZERO_POINT))
-        return qe_error_set(err, QE_E_UNSUPPORTED, "activations are int8, fp32 scales, symmetric or with zero points");
+    bool signs = q->code == QE_CODE_SIGN, symmetric = q->zero == QE_ZERO_CONST && q->zero_const == 128;
+    bool int8 = q->code == QE_CODE_INT && q->bits == 8 && (symmetric || q->zero == QE_ZERO_POINT);
+    if (!(signs || int8) || q->scale != QE_NUM_F32 || q->super != QE_NUM_ONE || q->scale_log2)
+        return qe_error_set(err, QE_E_UNSUPPORTED,
+                            "activations are int8, symmetric or with zero points, or signs, with fp32 scales");
+    if (signs && (act->mode != QE_ACT_DYNAMIC || (q->group_k && q->group_k < k)))
+        return qe_error_set(err, QE_E_UNSUPPORTED, "sign activations are dynamic, with one scale per token");
     if (act->mode == QE_ACT_STATIC && (!(act->scale > 0.0f) || act->scale > 3e38f || act->zero < 0 || act->zero > 255))
         return qe_error_set(err, QE_E_ARGUMENT, "act.scale must be finite and positive, act.zero 0 to 255");
     if (act->mode == QE_ACT_DYNAMIC && q->group_n != 1)

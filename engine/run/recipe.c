@@ -41,14 +41,15 @@ static qe_status set_scheme(qe_decision *d, const char *text, qe_error *err) {
         d->method = named->method;
     } else {
         char copy[128];
-        const char *at = strstr(text, "@a8");
-        size_t bytes = at && !at[3] ? (size_t)(at - text) : strlen(text);
+        const char *at = strchr(text, '@');
+        bool bits8 = at && !strcmp(at, "@a8"), signs = at && !strcmp(at, "@a1");
+        size_t bytes = bits8 || signs ? (size_t)(at - text) : strlen(text);
         if (bytes >= sizeof copy) return unknown("scheme", text, "it is too long", err);
         memcpy(copy, text, bytes);
         copy[bytes] = 0;
         if (qe_quant_parse(copy, &d->quant, NULL))
             return unknown("scheme", text, "a name of the list, or a descriptor like int4:g64:f16:z=u8", err);
-        if (at) dynamic_input(&d->act, "int8:channel:f32");
+        if (bits8 || signs) dynamic_input(&d->act, signs ? "sign:channel:f32" : "int8:channel:f32");
         d->method = d->quant.code == QE_CODE_LUT ? QE_METHOD_KMEANS : QE_METHOD_RTN;
     }
     d->keep = d->quant.code == QE_CODE_F32 || d->quant.code == QE_CODE_F16 || d->quant.code == QE_CODE_BF16;
@@ -98,6 +99,8 @@ static qe_status read_members(const json_t *object, qe_decision *d, const char *
     if (range && (d->range = qe_range_method_find(range)) < 0)
         return unknown("range", range, "minmax, percentile, mse, octav, output", err);
     if (fixed && d->act.mode != QE_ACT_FLOAT) {
+        if (d->act.quant.code == QE_CODE_SIGN)
+            return qe_error_set(err, QE_E_UNSUPPORTED, "sign inputs have no static scale: leave \"static\" out");
         d->act.mode = QE_ACT_STATIC;
         d->act.quant.group_n = 0;
     }

@@ -162,7 +162,29 @@ QE_NUM_FN int8_t qe_act_code_asymmetric(float x, float inverse, int32_t zero) {
     return (int8_t)(q < -128 ? -128 : q > 127 ? 127 : q);
 }
 
+/* Signs (quantization.md 2, XNOR-Net): real = scale * q, q = -1 below zero, else +1. The scale is the mean of |x| over
+ * the row, `sum` its 512 lanes folded by halves as in 7.5; nothing is divided by it, so 0 and subnormals stay. */
+QE_NUM_FN qe_act_range qe_act_range_sign(float sum, int64_t n) {
+    qe_act_range r = {qe_f32_from_bits(0x7fc00000u), 0.0f, 0};
+    if ((qe_f32_bits(sum) & 0x7fffffffu) < 0x7f800000u) r.scale = qe_div(sum, (float)n);
+    return r;
+}
+
+QE_NUM_FN int8_t qe_act_code_sign(float x) { return x < 0.0f ? -1 : 1; }
+QE_NUM_FN float  qe_act_lane_sign(float lane, float x) { return qe_add(lane, qe_f32_from_bits(qe_f32_bits(x) & 0x7fffffffu)); }
+
 /* Quantize one group; returns its range. */
+QE_NUM_FN qe_act_range qe_act_quantize_sign(const float *x, int64_t n, int8_t *q) {
+    float lanes[512] = {0.0f};
+    for (int64_t i = 0; i < n; i++) {
+        lanes[i & 511] = qe_act_lane_sign(lanes[i & 511], x[i]);
+        q[i] = qe_act_code_sign(x[i]);
+    }
+    for (int half = 256; half; half /= 2)
+        for (int i = 0; i < half; i++) lanes[i] = qe_add(lanes[i], lanes[i + half]);
+    return qe_act_range_sign(lanes[0], n);
+}
+
 QE_NUM_FN qe_act_range qe_act_quantize_symmetric(const float *x, int64_t n, int8_t *q) {
     uint32_t top = 0;
     for (int64_t i = 0; i < n; i++) {

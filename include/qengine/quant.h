@@ -108,7 +108,7 @@ typedef struct qe_quant {
 typedef char qe_quant_is_32_bytes[sizeof(qe_quant) == 32 ? 1 : -1]; /* ABI */
 
 /* How the input of a linear is quantized; the same descriptor with rows = tokens (group_n is 1, or 0 if static).
- * quant.code NONE: the input stays float. STATIC: one scale and zero for all tokens, fixed by calibration. */
+ * quant.code NONE: the input stays float. INT: 8 bits. SIGN: 1 bit, always dynamic and one scale a token. STATIC: one scale and zero for all tokens, fixed by calibration. */
 typedef enum qe_act_mode { QE_ACT_FLOAT = 0, QE_ACT_DYNAMIC = 1, QE_ACT_STATIC = 2 } qe_act_mode;
 typedef struct qe_act {
     qe_quant quant;

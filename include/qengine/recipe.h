@@ -8,7 +8,8 @@
  * A recipe is one line, or JSON:
  *
  *   "w4a16-g128"                           a scheme of <qengine/quantize.h> by name
- *   "int4:g64:f16:z=u8"                    a descriptor (qe_quant_parse); "...@a8" rounds inputs to int8 by token
+ *   "int4:g64:f16:z=u8"                    a descriptor (qe_quant_parse); "...@a8" rounds inputs to int8 by token,
+ *                                          "...@a1" to signs
  *   {"scheme": "w4a16-g128", "method": "awq+gptq", "range": "mse", "static": false,
  *    "rules": [{"match": "*.down_proj", "scheme": "w8a16-g128"}, {"match": "lm_head", "scheme": "q6_k"}]}
  *

@@ -27,7 +27,7 @@ static void job_sizes(decoded_job *j, const qk_shape *s, int64_t m) {
     j->mode = s->act.mode == QE_ACT_FLOAT                                 ? DECODED_FLOATS
               : qk_whole_k(q, s->facts, &s->act, s->k) ? DECODED_WHOLE
                                                                           : DECODED_GROUPS;
-    j->integer = j->mode != DECODED_FLOATS && q->code == QE_CODE_INT &&
+    j->integer = j->mode != DECODED_FLOATS && qk_integer_code(q) &&
                  (q->zero != QE_ZERO_POINT || q->zero_num == QE_NUM_U8);
     j->levels_in_sum = j->mode == DECODED_WHOLE && q->super != QE_NUM_ONE && q->group_k && q->group_k < s->k;
     j->tiles = (int32_t)((m + j->isa->max_rows - 1) / j->isa->max_rows);
@@ -231,7 +231,7 @@ static void run_task(void *arg, int32_t index, int32_t count) {
 /* ---- the row ----------------------------------------------------------------------------------------------------- */
 static bool decoded_row_supports(const qk_device *device, const qk_gemm *g, qk_why *why) {
     (void)device;
-    if (g->w.act.mode != QE_ACT_FLOAT && (g->w.act.quant.code != QE_CODE_INT || g->w.act.quant.bits != 8))
+    if (g->w.act.mode != QE_ACT_FLOAT && !qk_act_int8(&g->w.act))
         return qk_no(why, "activations of %d bits", g->w.act.quant.bits);
     return finish_supports(g, why);
 }

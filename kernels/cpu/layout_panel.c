@@ -49,10 +49,11 @@ static int32_t stored_bits(int32_t bits) { return bits <= 4 ? 4 : bits == 5 ? 5 
 bool panel_format_of(const qk_shape *s, panel_format *out, qk_why *why) {
     const qe_quant *q = &s->quant;
     memset(out, 0, sizeof *out);
-    if (q->code != QE_CODE_INT) return qk_no(why, "codes are not plain integers");
+    if (!qk_integer_code(q)) return qk_no(why, "codes are not plain integers");
     if (q->scale_log2 || q->flags) return qk_no(why, "scale_log2 %d or flags %u", q->scale_log2, q->flags);
     out->bits = stored_bits(q->bits);
-    out->zero = q->zero_const;
+    out->doubled = q->code == QE_CODE_SIGN;
+    out->zero = out->doubled ? 1 : q->zero_const;
     out->points = q->zero == QE_ZERO_POINT;
     out->unit = 32;
     if (out->points && q->zero_num != QE_NUM_U8) return qk_no(why, "zero points are not bytes");
@@ -92,7 +93,8 @@ static bool panel_supports(const qk_device *device, const qk_shape *s, qk_why *w
     (void)device;
     const qe_quant *a = &s->act.quant;
     if (s->act.mode == QE_ACT_FLOAT) return qk_no(why, "input is not quantized");
-    if (a->code != QE_CODE_INT || a->bits != 8 || a->zero != QE_ZERO_CONST || a->zero_const != 128)
+    bool symmetric = a->zero == QE_ZERO_CONST && a->zero_const == (a->code == QE_CODE_SIGN ? 0 : 128);
+    if (!qk_act_int8(&s->act) || !symmetric)
         return qk_no(why, "input is not symmetric int8");
     if (!panel_format_of(s, &f, why)) return false;
     int32_t outer = f.scale == PANEL_Q4K || f.scale == PANEL_Q6K ? 256 : f.group;
@@ -141,7 +143,7 @@ static inline void put_code(const int bits, uint8_t *unit, int c, int k, uint32_
 
 static void put_unit(const panel_format *f, uint8_t *unit, int c, const uint8_t *codes, int count) {
     if (f->bits == 4)
-        for (int i = 0; i < count; i++) put_code(4, unit, c, i, codes[i]);
+        for (int i = 0; i < count; i++) put_code(4, unit, c, i, (uint32_t)codes[i] << f->doubled);
     else if (f->bits == 5)
         for (int i = 0; i < count; i++) put_code(5, unit, c, i, codes[i]);
     else if (f->bits == 6)
@@ -250,7 +252,7 @@ static void panel_unpack(const qk_shape *s, const void *head, const void *src, q
         uint8_t *codes = (uint8_t *)t->codes + r * t->k;
         unpack_scales(&f, src, r, t);
         for (int64_t k = 0; k < t->k; k++)
-            codes[k] = (uint8_t)get_code(&f, unit_at(&f, (uint8_t *)(uintptr_t)src, k), (int)r, (int)(k % f.unit));
+            codes[k] = (uint8_t)(get_code(&f, unit_at(&f, (uint8_t *)(uintptr_t)src, k), (int)r, (int)(k % f.unit)) >> f.doubled);
     }
 }
 

@@ -1,9 +1,16 @@
 /* One token's row of prepare() and one head of rope_append(), compiled once per ISA as plain loops: elementwise steps and the fixed 512 lanes of
  * quantization.md 7.5, so any vector width returns the same bits. */
 #include "panel.h"
+#include "simd.h"
 #include <math.h>
 #include <string.h>
 #include <qengine/num.h>
+
+static float fold_lanes(float lanes[512]) {
+    for (int half = 256; half; half /= 2)
+        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+    return lanes[0];
+}
 
 static float rms_factor(const float *v, int64_t n, float eps) {
     float lanes[512];
@@ -12,9 +19,7 @@ static float rms_factor(const float *v, int64_t n, float eps) {
         int count = n - from < 512 ? (int)(n - from) : 512;
         for (int i = 0; i < count; i++) lanes[i] = fmaf(v[from + i], v[from + i], lanes[i]);
     }
-    for (int half = 256; half; half /= 2)
-        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-    return qe_rsqrt(lanes[0] / (float)n + eps);
+    return qe_rsqrt(fold_lanes(lanes) / (float)n + eps);
 }
 
 static void scale_row(float *v, const float *weight, float factor, int64_t n) {
@@ -56,8 +61,33 @@ static void quantize_group(const float *v, int64_t n, int8_t *q, float *scale) {
     for (int64_t i = 0; i < n; i++) q[i] = (int8_t)qe_rne(qe_clamp(v[i] * r.inverse, -127.0f, 127.0f));
 }
 
+/* Signs: codes, their bits, and the mean of |v|. */
+static void quantize_signs(const float *v, int64_t k, int64_t token, int8_t *q, qk_x *out) {
+    uint32_t *bits = out->bits + token * qk_bit_words(k);
+    int32_t ones = 0;
+    float lanes[512];
+    memset(lanes, 0, sizeof lanes);
+    for (int64_t from = 0; from < k; from += 512) {
+        int count = k - from < 512 ? (int)(k - from) : 512;
+        for (int i = 0; i < count; i++) lanes[i] = qe_act_lane_sign(lanes[i], v[from + i]);
+    }
+    out->scales[token] = qe_act_range_sign(fold_lanes(lanes), k).scale;
+    for (int64_t i = 0; i < k; i++) q[i] = qe_act_code_sign(v[i]);
+    for (int64_t w = 0; w < qk_bit_words(k); w++) {
+        uint32_t word = 0;
+        if (32 * w + 32 <= k) {
+            for (int i = 0; i < 32; i += V_LANES) word |= vf_negative(vf_load(v + 32 * w + i)) << i;
+            word = ~word;
+        } else
+            for (int i = 0; 32 * w + i < k; i++) word |= (uint32_t)(q[32 * w + i] > 0) << i;
+        bits[w] = word;
+        ones += __builtin_popcount(word);
+    }
+    out->ones[token] = ones;
+}
+
 /* v holds k floats of scratch. The caller has checked that this is float input without order, column scale or
- * rotation, and symmetric int8 or float output. */
+ * rotation, and symmetric int8 or sign output. */
 static void prepare_row(const qk_prepare *a, int64_t token, float *v) {
     qk_x *out = a->out;
     int64_t k = a->next->shape.k;
@@ -73,6 +103,7 @@ static void prepare_row(const qk_prepare *a, int64_t token, float *v) {
     if (a->norm == QK_NORM_RMS) scale_row(v, a->norm_weight, rms_factor(v, k, a->eps), k);
     int8_t *q = (int8_t *)out->data + token * out->ld;
     int64_t group = out->quant.group_k ? out->quant.group_k : k, groups = (k + group - 1) / group;
+    if (a->next->shape.act.quant.code == QE_CODE_SIGN) quantize_signs(v, k, token, q, out), groups = 0;
     for (int64_t g = 0; g < groups; g++) {
         int64_t from = g * group, n = k - from < group ? k - from : group;
         quantize_group(v + from, n, q + from, out->scales + token * groups + g);

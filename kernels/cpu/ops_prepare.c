@@ -24,6 +24,7 @@ static bool common(const qk_prepare *a, const qk_queue *q) {
     if (w->order || w->col_scale || w->hadamard || w->shape.act.mode != QE_ACT_DYNAMIC) return false;
     if (a->x_type != QE_CODE_F32 || w->shape.k > ROW_FLOATS || w->shape.k < 1 || out->k != w->shape.k) return false;
     if (out->quant.code != QE_CODE_INT || out->quant.bits != 8 || out->quant.zero != QE_ZERO_CONST) return false;
+    if (w->shape.act.quant.code == QE_CODE_SIGN && (!out->bits || !out->ones)) return false;
     if (out->packing || !out->data || !out->scales || !out->sums || out->sum_k < 1 || out->m < 0) return false;
     if (out->ld < out->k || a->norm == QK_NORM_LAYER || (a->norm == QK_NORM_RMS && !a->norm_weight)) return false;
     if (a->act != QK_ACT_NONE && (a->norm || a->post_norm || a->residual)) return false;

@@ -30,6 +30,7 @@ typedef struct panel_format {
     int32_t block;        /* k in one block */
     int32_t points;       /* 1: 8-bit zero points a group; 0: `zero` everywhere */
     int32_t zero;
+    int32_t doubled;      /* 1: signs, stored as codes 0 and 2 with zero 1 */
     int32_t wide;         /* 1: codes of fewer bits, unpacked to a byte each: 128 bytes a step, as for 8 bits */
     int32_t scale_bytes, unit_bytes, block_bytes, panel_bytes, blocks;
 } panel_format;

@@ -2,7 +2,8 @@
  *
  * dot_small() multiplies 4 unsigned codes below 2^bits with 4 int8 activations a lane. Partial sums may live in a
  * narrower form for V_FLUSH(bits) steps; dot_flush() adds them to int32 sums. dot_eight() takes codes of 8 bits and
- * subtracts V_BIAS8 from each. All results are exact modulo 2^32 for activations in [-127, 127]. vf_fold() adds the upper
+ * subtracts V_BIAS8 from each. bits_count() adds the bits set of each lane to partial counts that last 31 steps before
+ * bits_flush(); vf_negative() has a bit for every lane below zero. All results are exact modulo 2^32 for activations in [-127, 127]. vf_fold() adds the upper
  * half of the lanes to the lower until one is left.
  *
  * A tile has at most V_MAX_ROWS rows; where float sums must stay in registers beside the integer ones, tiles of more than
@@ -41,8 +42,20 @@ INLINE vi vi_bits(vi v, int right, int mask) {   /* bytes: (v >> right) & mask; 
     return _mm256_and_si256(s, _mm256_set1_epi8((char)mask));
 }
 INLINE vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
+INLINE vi vi_xor(vi a, vi b) { return _mm256_xor_si256(a, b); }
+INLINE vi bits_count(vi part, vi v) {   /* bytes */
+    const vi counts = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
+    vi low = _mm256_shuffle_epi8(counts, vi_bits(v, 0, 15)), high = _mm256_shuffle_epi8(counts, vi_bits(v, 4, 15));
+    return _mm256_add_epi8(part, _mm256_add_epi8(low, high));
+}
+INLINE vi bits_flush(vi acc, vi part) {
+    return vi_madd16(acc, _mm256_maddubs_epi16(part, _mm256_set1_epi8(1)), _mm256_set1_epi16(1));
+}
 INLINE vf vf_load(const void *p) { return _mm256_loadu_ps((const float *)p); }
 INLINE void vf_store(float *p, vf v) { _mm256_storeu_ps(p, v); }
+INLINE uint32_t vf_negative(vf v) {
+    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_LT_OQ));
+}
 INLINE vf vf_half(const uint8_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 INLINE vf vf_set1(float v) { return _mm256_set1_ps(v); }
 INLINE vf vf_from(vi v) { return _mm256_cvtepi32_ps(v); }
@@ -117,8 +130,14 @@ INLINE vi vi_bits(vi v, int right, int mask) {
     return _mm512_and_si512(s, _mm512_set1_epi8((char)mask));
 }
 INLINE vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
+INLINE vi vi_xor(vi a, vi b) { return _mm512_xor_si512(a, b); }
+#ifdef __AVX512VPOPCNTDQ__
+INLINE vi bits_count(vi part, vi v) { return _mm512_add_epi32(part, _mm512_popcnt_epi32(v)); }
+INLINE vi bits_flush(vi acc, vi part) { return _mm512_add_epi32(acc, part); }
+#endif
 INLINE vf vf_load(const void *p) { return _mm512_loadu_ps(p); }
 INLINE void vf_store(float *p, vf v) { _mm512_storeu_ps(p, v); }
+INLINE uint32_t vf_negative(vf v) { return _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ); }
 INLINE vf vf_half(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 INLINE vf vf_set1(float v) { return _mm512_set1_ps(v); }
 INLINE vf vf_from(vi v) { return _mm512_cvtepi32_ps(v); }
@@ -181,12 +200,20 @@ INLINE vi vi_bits(vi v, int right, int mask) {
     EACH_LANE(vi, (int32_t)((right >= 0 ? (uint32_t)v.v[i] >> right : (uint32_t)v.v[i] << -right) & every));
 }
 INLINE vi vi_or(vi a, vi b) { EACH_LANE(vi, a.v[i] | b.v[i]); }
+INLINE vi vi_xor(vi a, vi b) { EACH_LANE(vi, a.v[i] ^ b.v[i]); }
+INLINE vi bits_count(vi part, vi v) { EACH_LANE(vi, part.v[i] + __builtin_popcount((uint32_t)v.v[i])); }
+INLINE vi bits_flush(vi acc, vi part) { return vi_add(acc, part); }
 INLINE vf vf_load(const void *p) {
     vf result;
     memcpy(&result, p, sizeof result);
     return result;
 }
 INLINE void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
+INLINE uint32_t vf_negative(vf v) {
+    uint32_t mask = 0;
+    for (int i = 0; i < 16; i++) mask |= (uint32_t)(v.v[i] < 0.0f) << i;
+    return mask;
+}
 INLINE float lane_half(const uint8_t *p) {
     uint16_t h;
     memcpy(&h, p, sizeof h);

@@ -95,7 +95,7 @@ struct Row {
     }
     PTX_FN bool integers() const {
         const qe_quant &q = a.shape.quant;
-        if (q.code != QE_CODE_INT) return false;
+        if (q.code != QE_CODE_INT && q.code != QE_CODE_SIGN) return false;
         return q.zero != QE_ZERO_POINT || integer_number(q.zero_num);
     }
 };

@@ -43,7 +43,7 @@ void qk_any_record_of(const qe_quant *q, int64_t k, qk_any_record *out) {
 
 static bool supports(const qk_device *device, const qk_shape *s, qk_why *why) {
     if (device->sm < 80) return qk_no(why, "sm_%d, needed sm_80", (int)device->sm);
-    if (s->act.mode != QE_ACT_FLOAT && (s->act.quant.code != QE_CODE_INT || s->act.quant.bits != 8))
+    if (s->act.mode != QE_ACT_FLOAT && !qk_act_int8(&s->act))
         return qk_no(why, "the input is neither float nor int8");
     return true;
 }

@@ -77,7 +77,7 @@ static bool two_level(const qe_quant *w) {
 static bool w4a8_supports(const qk_device *device, const qk_shape *s, qk_why *why) {
     const qe_quant *w = &s->quant;
     if (s->act.mode == QE_ACT_FLOAT) return qk_no(why, "the input stays float");
-    if (s->act.quant.code != QE_CODE_INT || s->act.quant.bits != 8) return qk_no(why, "the input is not int8");
+    if (!qk_act_int8(&s->act)) return qk_no(why, "the input is not int8");
     if (s->act.quant.group_k && s->act.quant.group_k < s->k) return qk_no(why, "input scales inside a row");
     if (!common(device, w, s->k, why)) return false;
     if (w->scale_log2) return qk_no(why, "scales times 2^%d", (int)w->scale_log2);

@@ -8,7 +8,7 @@ static bool supports(const qk_device *device, const qk_shape *s, qk_why *why) {
     const qe_quant *w = &s->quant;
     if (device->sm < 80) return qk_no(why, "sm_%d, needed sm_80", (int)device->sm);
     if (s->act.mode == QE_ACT_FLOAT) return qk_no(why, "the input stays float");
-    if (s->act.quant.code != QE_CODE_INT || s->act.quant.bits != 8) return qk_no(why, "the input is not int8");
+    if (!qk_act_int8(&s->act)) return qk_no(why, "the input is not int8");
     if (s->act.quant.group_k && s->act.quant.group_k < s->k) return qk_no(why, "input scales inside a row");
     if (w->code != QE_CODE_INT) return qk_no(why, "codes are not integers");
     if (w->zero != QE_ZERO_CONST) return qk_no(why, "zero points per group");

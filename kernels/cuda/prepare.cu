@@ -17,6 +17,7 @@ struct Args {
     const float *col_scale;
     int hadamard;
     float hadamard_scale;
+    int bit_words; // of a row
 };
 
 // Sum of a lane's partial sums over the block, folded by halves.
@@ -146,6 +147,24 @@ PTX_FN void quantize_dynamic(const Args &a, float *lanes, const float *w, int8_t
         write_range(a, m * groups + g, r);
     }
 }
+// Signs: the mean of |x|, codes, and their bits by ballot.
+PTX_FN void quantize_signs(const Args &a, float *lanes, const float *w, int8_t *q, int64_t m, int64_t k) {
+    float sum = 0;
+    for (int64_t i = threadIdx.x; i < k; i += kLanes) sum = qe_act_lane_sign(sum, w[i]);
+    const qe_act_range r = qe_act_range_sign(fold(lanes, sum), k);
+    uint32_t *bits = a.out.bits + m * a.bit_words;
+    if (threadIdx.x == 0) a.out.scales[m] = r.scale;
+    int ones = 0;
+#pragma unroll 1
+    for (int i = int(threadIdx.x); i < a.bit_words * 32; i += kLanes) { // whole warps: words are whole
+        const int8_t code = i < k ? qe_act_code_sign(w[i]) : int8_t(-1);
+        if (i < k) q[i] = code;
+        const uint32_t word = __ballot_sync(0xffffffffu, code > 0);
+        if (threadIdx.x % 32 == 0) bits[i / 32] = word, ones += __popc(word);
+    }
+    const float all = fold(lanes, float(ones)); // exact: a row in shared memory has fewer than 2^24 columns
+    if (threadIdx.x == 0) a.out.ones[m] = int(all);
+}
 PTX_FN void quantize_static(const Args &a, const float *w, int8_t *q, int64_t m, int64_t k) {
     const int32_t zero = a.act.zero - 128;
     const float inverse = qe_div(1.0f, a.act.scale);
@@ -184,6 +203,8 @@ __global__ void __launch_bounds__(kLanes) run_row(const __grid_constant__ Args a
         copy_codes(a, q, m, k);
     else if (a.act.mode == QE_ACT_STATIC)
         quantize_static(a, w, q, m, k);
+    else if (a.act.quant.code == QE_CODE_SIGN)
+        quantize_signs(a, lanes, w, q, m, k);
     else
         quantize_dynamic(a, lanes, w, q, m, k);
     __syncthreads();
@@ -218,6 +239,7 @@ extern "C" qe_status qk_cuda_prepare(const qk_prepare *p, const qk_queue *queue,
     if (a.out.packing) return qe_error_set(err, QE_E_ARGUMENT, "cuda: activations in packing %d", int(a.out.packing));
     if (a.hadamard && (a.hadamard & (a.hadamard - 1) || a.out.k % a.hadamard))
         return qe_error_set(err, QE_E_UNSUPPORTED, "cuda: rotation over %d columns", a.hadamard);
+    a.bit_words = int(qk_bit_words(a.out.k));
     if (a.hadamard) a.hadamard_scale = qe_rsqrt(float(a.hadamard));
     const int64_t rows = a.order || a.col_scale || a.hadamard ? 2 : 1;
     const int64_t bytes = (4 * prepare::kLanes + (p->x_type == QE_CODE_INT ? 0 : rows * a.out.k)) * 4;

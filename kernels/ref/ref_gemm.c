@@ -60,13 +60,13 @@ static void decode(const qe_qtensor *t, int32_t mode, ref_decoded *d) {
         return;
     }
     bool groups_in_int = mode == WHOLE && q->super != QE_NUM_ONE && q->group_k && q->group_k < t->k;
-    d->integer = q->code == QE_CODE_INT && (q->zero != QE_ZERO_POINT || q->zero_num == QE_NUM_U8);
+    d->integer = qk_integer_code(q) && (q->zero != QE_ZERO_POINT || q->zero_num == QE_NUM_U8);
     d->has_min = q->zero == QE_ZERO_REAL && q->super != QE_NUM_ONE && q->zero_num >= QE_NUM_U8;
     d->has_bias = q->zero == QE_ZERO_REAL && !d->has_min;
     for (int64_t c = 0; c < t->k; c++) {
         int64_t g = q->group_k ? c / q->group_k : 0;
         float zero = q->zero == QE_ZERO_POINT ? qe_num_get(q->zero_num, t->zeros, g) : (float)q->zero_const;
-        if (d->integer) d->q[c] = codes[c] - (int32_t)zero;
+        if (d->integer) d->q[c] = q->code == QE_CODE_SIGN ? 2 * codes[c] - 1 : codes[c] - (int32_t)zero;
         else d->f[c] = qe_sub(q->code == QE_CODE_INT ? (float)codes[c] : code_value(t, c), zero);
         if (groups_in_int) d->q[c] *= (int32_t)qe_num_get(q->scale, t->scales, g);
         if (c == 0 || (q->group_k && c % q->group_k == 0)) {
@@ -227,7 +227,7 @@ static bool supports(const qk_device *device, const qk_gemm *g, qk_why *why) {
         if (!qk_whole_k(&g->w.quant, g->w.facts, &g->w.act, g->w.k)) return qk_no(why, "int8 output of float sums");
         if (g->act || g->flags & (QK_GEMM_RESIDUAL | QK_GEMM_GATED)) return qk_no(why, "int8 output with activation");
     } else if (!ref_float_type(g->y_type)) return qk_no(why, "an output that is neither float nor int8");
-    if (g->w.act.mode != QE_ACT_FLOAT && (g->w.act.quant.code != QE_CODE_INT || g->w.act.quant.bits != 8))
+    if (g->w.act.mode != QE_ACT_FLOAT && !qk_act_int8(&g->w.act))
         return qk_no(why, "activations of %d bits", g->w.act.quant.bits);
     if (g->flags & QK_GEMM_GATED && g->w.n % 2) return qk_no(why, "gated with an odd n");
     return true;

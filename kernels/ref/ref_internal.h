@@ -49,10 +49,13 @@ static inline float ref_act(int32_t act, float v) {
 static inline void ref_lanes_add(float lanes[512], int64_t column, float v) {
     lanes[column & 511] = qe_fma(v, v, lanes[column & 511]);
 }
-static inline float ref_rms_factor(float lanes[512], int64_t n, float eps) {
+static inline float ref_fold(float lanes[512]) {
     for (int half = 256; half; half /= 2) {
         for (int i = 0; i < half; i++) lanes[i] = qe_add(lanes[i], lanes[i + half]);
     }
-    return qe_rsqrt(qe_add(qe_div(lanes[0], (float)n), eps));
+    return lanes[0];
+}
+static inline float ref_rms_factor(float lanes[512], int64_t n, float eps) {
+    return qe_rsqrt(qe_add(qe_div(ref_fold(lanes), (float)n), eps));
 }
 #endif

@@ -99,8 +99,31 @@ static qe_act_range range_of(const ref_source *s, const qe_act *act, int64_t fro
     return qe_act_range_asymmetric(low, high, top < 0x7f800000u);
 }
 
+/* Signs: the mean of |x| in the lanes of 7.5. */
+static qe_act_range sign_range(const ref_source *s) {
+    float v[TILE], lanes[512] = {0.0f};
+    for (int64_t at = 0; at < s->k; at += TILE) {
+        int64_t count = s->k - at < TILE ? s->k - at : TILE;
+        fetch(s, at, count, v);
+        for (int64_t i = 0; i < count; i++) lanes[(at + i) & 511] = qe_act_lane_sign(lanes[(at + i) & 511], v[i]);
+    }
+    return qe_act_range_sign(ref_fold(lanes), s->k);
+}
+
+static void pack_bits(const int8_t *q, int64_t token, qk_x *x) {
+    uint32_t *bits = x->bits + token * qk_bit_words(x->k);
+    int32_t ones = 0;
+    memset(bits, 0, (size_t)qk_bit_words(x->k) * sizeof *bits);
+    for (int64_t c = 0; c < x->k; c++) {
+        bits[c / 32] |= (uint32_t)(q[c] > 0) << c % 32;
+        ones += q[c] > 0;
+    }
+    x->ones[token] = ones;
+}
+
 /* What lies behind the codes of a row, and their sums. */
 static void finish_codes(int8_t *q, int64_t token, int8_t pad, qk_x *x) {
+    if (x->bits) pack_bits(q, token, x);
     for (int64_t c = x->k; c < x->ld; c++) q[c] = pad;
     for (int64_t c = 0; x->sums && c < x->k; c += x->sum_k) {
         int32_t sum = 0;
@@ -123,7 +146,7 @@ static void copy_codes(const ref_source *s, const qe_act *act, qk_x *x) {
 }
 
 static void quantize_row(const ref_source *s, const qe_act *act, qk_x *x) {
-    bool symmetric = act->quant.zero == QE_ZERO_CONST;
+    bool signs = act->quant.code == QE_CODE_SIGN, symmetric = act->quant.zero == QE_ZERO_CONST;
     int64_t group = act->quant.group_k ? act->quant.group_k : s->k, groups = (s->k + group - 1) / group;
     int8_t *q = (int8_t *)x->data + s->token * x->ld;
     float v[TILE];
@@ -135,11 +158,11 @@ static void quantize_row(const ref_source *s, const qe_act *act, qk_x *x) {
         for (int64_t i = 0; i < count; i++) {
             int64_t c = at + i;
             if (act->mode != QE_ACT_STATIC && c % group == 0) {
-                r = range_of(s, act, c, c + group < s->k ? c + group : s->k);
+                r = signs ? sign_range(s) : range_of(s, act, c, c + group < s->k ? c + group : s->k);
                 x->scales[s->token * groups + c / group] = r.scale;
                 if (x->zeros) x->zeros[s->token * groups + c / group] = r.zero;
             }
-            q[c] = symmetric ? qe_act_code_symmetric(v[i], r.inverse)
+            q[c] = signs ? qe_act_code_sign(v[i]) : symmetric ? qe_act_code_symmetric(v[i], r.inverse)
                              : qe_act_code_asymmetric(v[i], r.inverse, r.zero);
         }
     }

@@ -284,6 +284,15 @@ CONFORMANCE_KERNEL(shuffles) { // of 64 bits, as the sums of gradients use them
         memcpy(&out[step * 64 + 2 * l], &v, 8);
     }
 }
+CONFORMANCE_KERNEL(votes) { // a bit of every lane
+    out[threadIdx.x] = __ballot_sync(0xffffffffu, in[threadIdx.x] & 1);
+}
+inline void want_votes(const uint32_t *in, uint32_t *want) {
+    for (int l = 0; l < 32; l++) {
+        want[l] = 0;
+        for (int k = 0; k < 32; k++) want[l] |= (in[k] & 1) << k;
+    }
+}
 inline void want_shuffles(const uint32_t *in, uint32_t *want) {
     for (int step = 0; step < 5; step++)
         for (int l = 0; l < 32; l++) std::memcpy(&want[step * 64 + 2 * l], &in[2 * (l ^ 16 >> step)], 8);

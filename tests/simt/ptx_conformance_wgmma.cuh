@@ -114,6 +114,7 @@ static const Case kCases[] = {
     {"named_bar_sync named_bar_arrive", named_barriers, 64, 128, 64, 64, kBytes, want_named_barriers},
     {"ld_acquire red_release_add", release_acquire, 64, 0, 33, 65, kBytes, want_release_acquire},
     {"__shfl_xor_sync", shuffles, 32, 0, 64, 320, kBytes, want_shuffles},
+    {"__ballot_sync", votes, 32, 0, 32, 32, kBytes, want_votes},
     {"elect_one", election, 32, 0, 1, 1, kBytes, want_election},
     {"setmaxnreg_inc setmaxnreg_dec griddep_wait griddep_launch tma_prefetch_map", hints, 384, 0, 384, 384, kBytes,
      want_hints},
