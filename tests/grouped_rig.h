@@ -13,9 +13,10 @@
 
 namespace grouped {
 
+constexpr int kSignInput = -2;
 struct Case {
     const char *name, *scheme;
-    int act_group;          // -1: float input; 0: per token
+    int act_group;          // -1: float input; 0: per token; kSignInput
     int32_t x_type, y_type; // y INT: static int8 in and out
     uint32_t flags;
     const char *layout;     // on CUDA
@@ -27,6 +28,9 @@ const Case cases[] = {
     {"w8a8_fixed_point", "int8:channel:f32", 0, QE_CODE_F32, QE_CODE_INT, QE_LINEAR_FIXED_POINT, "cuda/w8a8"},
     {"w4a8", "int4:g128:u8:s=f16/channel", 0, QE_CODE_F16, QE_CODE_F16, 0, "cuda/w4a8"},
     {"w4a8_channel", "int4:channel:f32", 0, QE_CODE_F16, QE_CODE_INT, 0, "cuda/w4a8"},
+    {"w2a8", "int2:channel:f32:z=1", 0, QE_CODE_F16, QE_CODE_F16, 0, "cuda/w2a8"},
+    {"w1a8_int8_out", "sign:channel:f32", 0, QE_CODE_F16, QE_CODE_INT, 0, "cuda/w2a8"},
+    {"w1a1", "sign:channel:f32", kSignInput, QE_CODE_F16, QE_CODE_F32, 0, "cuda/w1a1"},
     {"w4a16", "int4:g128:f16:z=u8", -1, QE_CODE_F16, QE_CODE_F16, 0, "cuda/w4a16"},
     {"w4a16_bf16", "int4:g32:f16", -1, QE_CODE_BF16, QE_CODE_F32, 0, "cuda/w4a16"},
     {"w4a16_f32", "int4:g128:f16", -1, QE_CODE_F32, QE_CODE_F32, 0, "cuda/w4a16"},
@@ -64,6 +68,10 @@ inline size_t bytes_of(int32_t type) { return type == QE_CODE_F32 ? 4 : type == 
 inline qe_act act_of(const Case &c, bool output) {
     qe_act act;
     memset(&act, 0, sizeof act);
+    if (c.act_group == kSignInput) {
+        act.mode = QE_ACT_DYNAMIC;
+        qe_quant_parse("sign:channel:f32", &act.quant, nullptr);
+    }
     if (c.act_group < 0) return act;
     act.mode = c.y_type == QE_CODE_INT ? QE_ACT_STATIC : QE_ACT_DYNAMIC;
     act.quant.code = QE_CODE_INT, act.quant.bits = 8, act.quant.scale = QE_NUM_F32, act.quant.group_n = 1;

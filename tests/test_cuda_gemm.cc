@@ -108,6 +108,7 @@ class Oracle {
 const char *expected_layout(const Scheme &s, int64_t k) {
     const bool whole = s.quant.group_k && s.quant.group_k >= k;
     if (!whole || s.act_group != 0 || s.quant.bits > 4 || s.quant.zero == QE_ZERO_REAL) return s.layout;
+    if (s.quant.code == QE_CODE_SIGN) return s.signs ? "cuda/w1a1" : "cuda/w2a8";
     return s.quant.super == QE_NUM_ONE ? "cuda/w4a8" : "cuda/any";
 }
 // The race and asan flavours judge order and addresses, not luck: one schedule of the large problems will do, and for

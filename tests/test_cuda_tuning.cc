@@ -59,8 +59,9 @@ TEST_F(CudaTuning, NoPlanChangesBits) {
             }
     for (auto row = qk_cuda_backend.rows; *row; row++)
         if (!std::strstr((*row)->name, "_simt")) { EXPECT_GT(plans[(*row)->name], 0) << (*row)->name; }
-    EXPECT_EQ(rows_mixed, (std::set<std::string>{"cuda/w4a8", "cuda/w8a8"}));
-    EXPECT_EQ(split, (std::set<std::string>{"cuda/w4a16", "cuda/w4a8", "cuda/w8a8", "cuda/wxa16"}));
+    EXPECT_EQ(rows_mixed, (std::set<std::string>{"cuda/w1a1", "cuda/w2a8", "cuda/w4a8", "cuda/w8a8"}));
+    EXPECT_EQ(split, (std::set<std::string>{"cuda/w1a1", "cuda/w2a8", "cuda/w4a16", "cuda/w4a8", "cuda/w8a8",
+                                            "cuda/wxa16"}));
     std::printf("%d plans compared:", compared);
     for (const auto &c : plans) std::printf(" %s %d", c.first.c_str(), c.second);
     std::printf("\n");

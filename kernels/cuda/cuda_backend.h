@@ -13,10 +13,11 @@ void qk_cuda_release(const qk_device *device, void *block);
 qe_status qk_cuda_copy(const qk_queue *queue, void *dst, const void *src, size_t bytes, qe_error *err);
 qe_status qk_cuda_wait(const qk_queue *queue, qe_error *err);
 
-extern const qk_layout qk_cuda_w8a8, qk_cuda_w4a8, qk_cuda_w4a16, qk_cuda_wxa16, qk_cuda_any;
+extern const qk_layout qk_cuda_w1a1, qk_cuda_w2a8, qk_cuda_w8a8, qk_cuda_w4a8, qk_cuda_w4a16, qk_cuda_wxa16, qk_cuda_any;
 extern const qk_row qk_cuda_w8a8_sm90_row, qk_cuda_w8a8_sm80_row, qk_cuda_w4a8_sm90_row, qk_cuda_w4a8_sm80_row,
     qk_cuda_w4a16_sm90_row, qk_cuda_w4a16_sm80_row, qk_cuda_w4a16_simt_row, qk_cuda_wxa16_sm90_row,
-    qk_cuda_wxa16_sm80_row, qk_cuda_wxa16_simt_row, qk_cuda_any_row;
+    qk_cuda_wxa16_sm80_row, qk_cuda_wxa16_simt_row, qk_cuda_w2a8_sm90_row, qk_cuda_w2a8_sm80_row,
+    qk_cuda_w1a1_sm80_row, qk_cuda_w1a1_popc_row, qk_cuda_any_row;
 size_t qk_cuda_fake_quant_bytes(const qk_fake_quant *f);
 qe_status qk_cuda_fake_quant(const qk_fake_quant *f, const qk_queue *queue, qe_error *err);
 qe_status qk_cuda_prepare(const qk_prepare *a, const qk_queue *queue, qe_error *err);
@@ -30,6 +31,17 @@ static inline int64_t qk_w8_tiles(int64_t k) {
 }
 static inline int64_t qk_w8_band_bytes(int64_t k) {
     return qk_w8_tiles(k) * QK_W8_TILE_BYTES + QK_W8_ROWS * 8;
+}
+
+/* ---- layout cuda/w1a1: bands of 128 rows; k padded to whole tiles of 1024 columns, with zeros.
+ * band: [tiles][128 rows][128 bytes] bits, column c of a row in bit c % 8 of byte c / 8, 16-byte chunks swizzled as in
+ * cuda/w8a8; float scale[128]; int32 sum of the row's signs[128]. */
+enum { QK_W1_TILE_K = 8 * QK_W8_TILE_K };
+static inline int64_t qk_w1_tiles(int64_t k) {
+    return (k + QK_W1_TILE_K - 1) / QK_W1_TILE_K;
+}
+static inline int64_t qk_w1_band_bytes(int64_t k) {
+    return qk_w1_tiles(k) * QK_W8_TILE_BYTES + QK_W8_ROWS * 8;
 }
 
 /* ---- layouts cuda/w4a8 and cuda/w4a16: bands of 128 rows; k padded to blocks of 128 columns.
@@ -60,6 +72,15 @@ static inline int64_t qk_w4a8_band_bytes(const qe_quant *q, int64_t k) {
 }
 static inline int64_t qk_w4a16_band_bytes(const qe_quant *q, int64_t k) {
     return qk_w4_blocks(k) * 2 * qk_w4a16_block_bytes(q, k);
+}
+
+/* ---- layout cuda/w2a8: signs and codes of 1 or 2 bits; bands of 128 rows, k padded to blocks of 128 columns.
+ * band: [blocks][2 halves of 64 rows][block], float scale[128], int32 sum of the row's values[128]
+ * block: codes in the order of A fragments, thread t and its rows r as in cuda/w4a8; column 64h + 32s + 16j + 4c + i:
+ *   2 bits: word 2h + r at 16 * t + 4 * (2h + r), bit 16s + 4i + 2j;  1 bit: word r at 512 * r + 4 * t, bit 16h + 4i + 2s + j */
+enum { QK_W2_BIT_BYTES = 1024 };
+static inline int64_t qk_w2a8_band_bytes(const qe_quant *q, int64_t k) {
+    return qk_w4_blocks(k) * 2 * QK_W2_BIT_BYTES * q->bits + QK_W4_ROWS * 8;
 }
 
 /* ---- layout cuda/wxa16: bands of 128 rows, k padded to blocks of 128 columns; head: 16 floats, the values of 4-bit

@@ -5,6 +5,8 @@
 // ldmatrix). Formats that promote keep codes unscaled in the product and add part * scale in fp32 after every unit of
 // columns; the others scale in registers. Float sums restart in every chunk of k (quantization.md 7.4).
 #pragma once
+#include <type_traits>
+
 #include "output.cuh"
 
 namespace qk_cuda {
@@ -12,6 +14,15 @@ namespace sm80 {
 
 constexpr int kRows = 128, kBlockK = 128, kThreads = 256;
 constexpr int kLeastShared = 99 * 1024; // of a block on sm_86 and sm_89
+constexpr int kSmallStage = 8 * 1024;   // of so few bytes it takes more stages in flight to cover the latency of memory
+
+// Columns of k in the 128 bytes of x that a k-block takes: 128 values, or what the format says in kColumns (bits).
+template <class F, class = void> struct Block {
+    static constexpr int kColumns = kBlockK;
+};
+template <class F> struct Block<F, std::void_t<decltype(F::kColumns)>> {
+    static constexpr int kColumns = F::kColumns;
+};
 
 template <class F> struct Args {
     const unsigned char *x;
@@ -36,7 +47,7 @@ template <class F> struct Args {
 // mma(), and promoting ones unit_ends(step), scale(step, row).
 template <class F, int kTok> struct Config {
     static constexpr int kXTile = kTok * 128, kXStage = kXTile * F::kXBytes, kStage = kXStage + 2 * F::kBlockBytes;
-    static constexpr int kStages = 3 * kStage <= kLeastShared ? 3 : 2;
+    static constexpr int kStages = kStage <= kSmallStage ? 8 : 3 * kStage <= kLeastShared ? 3 : 2;
     // A warp computes 16 rows of all tokens; of 128 tokens 32 rows of half of them: it reads fewer bytes of shared memory.
     // Formats that promote keep a row of scales, and have no tile of 128 tokens.
     static constexpr int kRowTiles = kTok == 128 ? 2 : 1, kWarpTok = kTok / kRowTiles, kRowWarps = 8 / kRowTiles;
@@ -230,12 +241,13 @@ template <class F>
 void plan_of(const qk_device *device, const qk_gemm *g, int largest, int chunk_blocks, qk_plan *out) {
     const int64_t most = qk_tile_m(g);
     const int instance = most <= 16 ? 0 : most <= 32 ? 1 : most <= 64 || largest == 2 ? 2 : 3, tokens = 16 << instance;
-    const int blocks = int((g->w.k + kBlockK - 1) / kBlockK), bands = int((g->w.n + kRows - 1) / kRows);
+    constexpr int kColumns = Block<F>::kColumns;
+    const int blocks = int((g->w.k + kColumns - 1) / kColumns), bands = int((g->w.n + kRows - 1) / kRows);
     const int64_t tiles = bands * ((g->m + tokens - 1) / tokens);
     int split = blocks;
     if (g->m > 64 ? tiles * 2 <= device->units : tiles < device->units) {
         int splits = device->units / tiles < 8 ? int(device->units / tiles) : 8;
-        while (splits > 1 && blocks / splits < 4) splits--;
+        while (splits > 1 && blocks / splits * kColumns < 4 * kBlockK) splits--;
         split = chunk_blocks ? chunk_blocks : (blocks + splits - 1) / splits;
     }
     out->variant = instance;
@@ -272,7 +284,7 @@ qe_status run_family(const qk_plan *plan, const qk_gemm_args *args, Args<F> a, c
     a.w = static_cast<const unsigned char *>(args->w->blob) + a.head_bytes;
     if (a.groups.experts && plan->splits > 1) // partial sums know of one weight
         return qe_error_set(err, QE_E_ARGUMENT, "%s: experts with k in %d splits", name, plan->splits);
-    a.blocks = int((args->w->shape.k + kBlockK - 1) / kBlockK);
+    a.blocks = int((args->w->shape.k + Block<F>::kColumns - 1) / Block<F>::kColumns);
     a.split_blocks = (a.blocks + plan->splits - 1) / plan->splits;
     if (a.chunk_blocks && plan->splits > 1) a.split_blocks = a.chunk_blocks;
     if (!a.chunk_blocks) a.chunk_blocks = a.blocks;

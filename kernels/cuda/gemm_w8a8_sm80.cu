@@ -1,29 +1,15 @@
 // Row cuda/w8a8_sm80: int8 x int8 by mma.sync m16n8k32, layout cuda/w8a8. Weights need no unpacking: a tile lies as
 // ldmatrix reads it. The sums are exact, so tiles and splits of k do not show in y.
-#include "cuda_backend.h"
 #include "gemm_sm80.cuh"
+#include "w8_tile.cuh"
 
 namespace qk_cuda {
 namespace w8a8_sm80 {
 
-struct NoContext {};
-struct Format {
+struct Format : W8Tile {
     using Acc = int32_t;
-    using Context = NoContext;
-    using State = NoContext;
-    static constexpr int kXBytes = 1, kSteps = 2, kBlockBytes = QK_W8_TILE_BYTES / 2;
+    static constexpr int kXBytes = 1;
     static constexpr bool kTotals = false, kPromotes = false;
-    static PTX_FN State begin(const Context &) { return {}; }
-    uint32_t rows; // where the lane reads the first 32 columns of its warp's 16 rows
-    // The 16-byte chunks of a row are XORed with its number; a step moves to other chunks by XOR.
-    PTX_FN void load(uint32_t block, int t, const State &) {
-        const int lane = t % 32, row = t / 32 * 16 + (lane & 15);
-        rows = block + uint32_t(row * QK_W8_TILE_K + (((lane >> 4) ^ (row & 7)) << 4));
-    }
-    PTX_FN void unpack(uint32_t (&f)[kSteps][4], int half) const {
-#pragma unroll
-        for (int st = 0; st < kSteps; st++) ptx::ldmatrix_x4(f[st], rows ^ uint32_t(half * 64 + st * 32));
-    }
     static PTX_FN void mma(Acc (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
         ptx::mma_m16n8k32_s8(d, a, b);
     }

@@ -11,6 +11,7 @@ namespace qk_cuda {
 struct Output {
     const float *x_scale;
     const int32_t *x_zero; // NULL: symmetric
+    const int32_t *x_ones; // bits set of a token, where the sums count the bits that x and w both have; else NULL
     int x_static;          // one scale and zero for all tokens
     const unsigned char *bands;
     int64_t band_bytes, scales_at; // of 128 rows: float scale[128], int32 sum of the row's integers[128]
@@ -37,6 +38,11 @@ struct Output {
         uint32_t exact[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) exact[i] = uint32_t(sum[i]) - (zero ? zero * uint32_t(row_sum[i]) : 0);
+        if (x_ones) { // signs are 2 b - 1, and the sum of a row's is 2 ones - k: no k is left
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                exact[i] = 4 * uint32_t(sum[i]) - 2 * uint32_t(x_ones[m]) - uint32_t(row_sum[i]);
+        }
         if (out.type == QE_CODE_INT) return store_int8(m, n, exact);
         const float s = x_scale[token];
         float v[4];

@@ -155,17 +155,20 @@ inline void want_load_nibbles(const uint32_t *in, uint32_t *want) {
 #endif
 
 // ---- mma.sync: D = A B + C, A 16 x K row-major in `in`, then B 8 x K (its columns), then C 16 x 8 -----------------
-enum Product { kS8, kF16, kBf16 };
+enum Product { kS8, kB1, kF16, kBf16 };
 template <Product P> CONFORMANCE_KERNEL(products) {
     constexpr int kRow = 8; // words of a row of A and B: 32 bytes
     const int l = int(threadIdx.x), g = l / 4, t = l % 4;
     uint32_t a[4], b[2];
     for (int r = 0; r < 4; r++) a[r] = in[(g + 8 * (r & 1)) * kRow + 4 * (r >> 1) + t];
     for (int r = 0; r < 2; r++) b[r] = in[128 + g * kRow + 4 * r + t];
-    if constexpr (P == kS8) {
+    if constexpr (P == kS8 || P == kB1) {
         int32_t d[4];
         for (int r = 0; r < 4; r++) d[r] = int32_t(in[192 + (g + 8 * (r >> 1)) * 8 + t * 2 + (r & 1)]);
-        ptx::mma_m16n8k32_s8(d, a, b);
+        if constexpr (P == kS8)
+            ptx::mma_m16n8k32_s8(d, a, b);
+        else
+            ptx::mma_m16n8k256_and_popc(d, a, b);
         for (int r = 0; r < 4; r++) out[(g + 8 * (r >> 1)) * 8 + t * 2 + (r & 1)] = uint32_t(d[r]);
     } else {
         float d[4];
@@ -190,6 +193,10 @@ template <Product P> void want_products(const uint32_t *in, uint32_t *want) {
                 int64_t sum = int32_t(c);
                 for (int k = 0; k < 32; k++) sum += a[m * 32 + k] * b[n * 32 + k];
                 want[m * 8 + n] = uint32_t(sum); // wraps modulo 2^32
+            } else if (P == kB1) {
+                want[m * 8 + n] = c;
+                for (int k = 0; k < 256; k++) // bit k of a row is bit k % 32 of its word k / 32
+                    want[m * 8 + n] += in[m * 8 + k / 32] >> k % 32 & in[128 + n * 8 + k / 32] >> k % 32 & 1;
             } else {
                 double sum = c % 1000; // small integers: every order gives the same float
                 for (int k = 0; k < 16; k++)
@@ -284,13 +291,16 @@ CONFORMANCE_KERNEL(shuffles) { // of 64 bits, as the sums of gradients use them
         memcpy(&out[step * 64 + 2 * l], &v, 8);
     }
 }
-CONFORMANCE_KERNEL(votes) { // a bit of every lane
-    out[threadIdx.x] = __ballot_sync(0xffffffffu, in[threadIdx.x] & 1);
+CONFORMANCE_KERNEL(lanes_and_votes) { // a lane's word from another lane, and a bit of every lane
+    const int l = int(threadIdx.x);
+    for (int i = 0; i < 4; i++) out[i * 32 + l] = uint32_t(__shfl_sync(0xffffffffu, int(in[l]), 8 * i + l % 3));
+    out[128 + l] = __ballot_sync(0xffffffffu, in[l] & 1);
 }
-inline void want_votes(const uint32_t *in, uint32_t *want) {
+inline void want_lanes_and_votes(const uint32_t *in, uint32_t *want) {
     for (int l = 0; l < 32; l++) {
-        want[l] = 0;
-        for (int k = 0; k < 32; k++) want[l] |= (in[k] & 1) << k;
+        for (int i = 0; i < 4; i++) want[i * 32 + l] = in[8 * i + l % 3];
+        want[128 + l] = 0;
+        for (int k = 0; k < 32; k++) want[128 + l] |= (in[k] & 1) << k;
     }
 }
 inline void want_shuffles(const uint32_t *in, uint32_t *want) {

@@ -151,6 +151,24 @@ static void mma_s8(void *const *p, uint32_t) {
             c[r] = int32_t(uint32_t(c[r]) + uint32_t(int32_t(d[(g + 8 * (r >> 1)) * 8 + 2 * t + (r & 1)])));
     }
 }
+static void mma_b1(void *const *p, uint32_t) {
+    uint32_t a[16][8], b[8][8]; // rows of A and columns of B, 256 bits each
+    for (int l = 0; l < 32; l++) {
+        auto *x = static_cast<MmaArgs *>(p[l]);
+        int g = l / 4, t = l % 4;
+        for (int r = 0; r < 4; r++) a[g + 8 * (r & 1)][4 * (r >> 1) + t] = x->a[r];
+        for (int r = 0; r < 2; r++) b[g][4 * r + t] = x->b[r];
+    }
+    for (int l = 0; l < 32; l++) {
+        auto *c = static_cast<int32_t *>(static_cast<MmaArgs *>(p[l])->d);
+        for (int r = 0; r < 4; r++) {
+            const uint32_t *row = a[l / 4 + 8 * (r >> 1)], *column = b[2 * (l % 4) + (r & 1)];
+            uint32_t sum = uint32_t(c[r]);
+            for (int i = 0; i < 8; i++) sum += uint32_t(__builtin_popcount(row[i] & column[i]));
+            c[r] = int32_t(sum);
+        }
+    }
+}
 template <bool Bf> static void mma_f16(void *const *p, uint32_t) {
     float a[16 * 16], b[16 * 8], d[16 * 8];
     for (int l = 0; l < 32; l++) {
@@ -173,6 +191,8 @@ void mma(Mma kind, void *d, const uint32_t *a, const uint32_t *b, Loc loc) {
     MmaArgs x{d, a, b};
     if (kind == Mma::S8_16832)
         warp_collective(0xffffffffu, &x, mma_s8, "mma.m16n8k32.s8", loc);
+    else if (kind == Mma::B1_168256)
+        warp_collective(0xffffffffu, &x, mma_b1, "mma.m16n8k256.b1", loc);
     else if (kind == Mma::F16_16816)
         warp_collective(0xffffffffu, &x, mma_f16<false>, "mma.m16n8k16.f16", loc);
     else

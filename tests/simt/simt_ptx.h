@@ -17,7 +17,7 @@ void lds(void *r, uint32_t bytes, uint32_t addr, Loc loc);
 void ldmatrix_s4(uint32_t *r, int count, uint32_t addr, Loc loc);
 void stmatrix(const uint32_t *r, int count, bool trans, uint32_t addr, Loc loc);
 void bulk_load(uint32_t dst, const void *src, uint32_t bytes, uint32_t bar, Loc loc);
-enum class Mma { S8_16832, F16_16816, BF16_16816 };
+enum class Mma { S8_16832, B1_168256, F16_16816, BF16_16816 };
 void mma(Mma kind, void *d, const uint32_t *a, const uint32_t *b, Loc loc);
 void mbar_arrive_cluster(uint32_t bar, Loc loc);
 uint32_t cluster_rank();
@@ -99,6 +99,9 @@ inline void stmatrix_x4_trans(uint32_t addr, const uint32_t (&r)[4], SIMT_LOC) {
 }
 inline void mma_m16n8k32_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SIMT_LOC) {
     simt::mma(simt::Mma::S8_16832, d, a, b, loc);
+}
+inline void mma_m16n8k256_and_popc(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SIMT_LOC) {
+    simt::mma(simt::Mma::B1_168256, d, a, b, loc);
 }
 inline void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SIMT_LOC) {
     simt::mma(simt::Mma::F16_16816, d, a, b, loc);

@@ -1,9 +1,15 @@
-// Whole rows (plan, launch, reduce) on one shape each, against exact sums: built from copies of kernels/cuda that carry a
+// 811 w1a1_sm80 with k split, 812 w1a1_popc, 821 w2a8_sm80 of 2 bits. Whole rows (plan, launch, reduce) on one shape each, against exact sums: built from copies of kernels/cuda that carry a
 // seeded mistake. KERNEL: 880 w8a8_sm80; 891 w8a8_sm90 with k split, 895 with int8 output; 892 the same in clusters, 893 over an odd number of
 // bands; 1680 wxa16_sm80 of 8-bit codes with zero points, 1684 of a table; 1690 and 1694 the same of wxa16_sm90, the one
 // with sums of all chunks in one block, the other with bf16 input and k split. Four experts, with counts out of range among
 // them: contiguous 881 w8a8_sm80, 896 w8a8_sm90, 1685 wxa16_sm80 of a table each; masked 882 w8a8_sm80.
-#if KERNEL / 10 == 88
+#if KERNEL == 811
+#include "gemm_w1a1_sm80.cu"
+#elif KERNEL == 812
+#include "gemm_w1a1_popc.cu"
+#elif KERNEL == 821
+#include "gemm_w2a8_sm80.cu"
+#elif KERNEL / 10 == 88
 #include "gemm_w8a8_sm80.cu"
 #elif KERNEL < 1000
 #include "gemm_w8a8_sm90.cu"
@@ -23,6 +29,7 @@
 
 #include "simt_device.h"
 
+constexpr bool kSigns = KERNEL / 10 == 81, kTernary = KERNEL == 821;
 constexpr bool kInt8 = KERNEL == 895, kFloat = KERNEL > 1000, kHopper = KERNEL >= 1690, kBf16 = KERNEL == 1694;
 constexpr bool kTable = KERNEL == 1684 || KERNEL == 1685 || KERNEL == 1694;
 constexpr bool kMasked = KERNEL == 882, kGrouped = kMasked || KERNEL == 881 || KERNEL == 896 || KERNEL == 1685;
@@ -69,6 +76,7 @@ struct Weight { // values are small enough for fp32 sums to be exact where sums 
     double value(int row, int column) const {
         const int code = codes[size_t(row) * kK + size_t(column)], g = row * groups + (kFloat ? column / 32 : 0);
         if (kTable) return double(lut[size_t(code)]) * double(scales[size_t(g)]);
+        if (kSigns || kTernary) return kSigns ? 2 * code - 1 : code - 1;
         return kFloat ? (code - zeros[size_t(g)]) * double(scales[size_t(g)]) : code - 128;
     }
 };
@@ -80,15 +88,17 @@ Weight make_weight(std::mt19937 &g) {
     q.zero = QE_ZERO_CONST, q.zero_const = kTable ? 0 : 128;
     if (kFloat) q.group_k = 32, w.groups = (kK + 31) / 32;
     if (KERNEL == 1680 || KERNEL == 1690) q.zero = QE_ZERO_POINT, q.zero_num = QE_NUM_U8, q.zero_const = 0;
+    if (kTernary) q.bits = 2, q.zero_const = 1, w.shape.act.quant.code = QE_CODE_INT, w.shape.act.quant.bits = 8;
+    if (kSigns) q.code = QE_CODE_SIGN, q.bits = 1, q.zero_const = 0, w.shape.act.quant.code = QE_CODE_SIGN;
     if (kFloat) w.shape.act.mode = QE_ACT_FLOAT;
     else w.shape.act.mode = QE_ACT_DYNAMIC;
-    for (int i = 0; i < kN * kK; i++) w.codes.push_back(uint8_t(kTable ? g() % 16 : g()));
+    for (int i = 0; i < kN * kK; i++) w.codes.push_back(uint8_t(kTable ? g() % 16 : kSigns ? g() % 2 : kTernary ? g() % 4 : g()));
     for (int i = 0; i < kN * w.groups; i++) {
         w.zeros.push_back(uint8_t(g()));
         w.scales.push_back(kFloat ? std::ldexp(1.0f, int(g() % 3) - 2) : float(1 + i % 5));
     }
     for (int i = 0; i < 16; i++) w.lut.push_back(float(int(g() % 31) - 15));
-    const qk_layout &layout = kFloat ? qk_cuda_wxa16 : qk_cuda_w8a8;
+    const qk_layout &layout = kFloat ? qk_cuda_wxa16 : kSigns ? qk_cuda_w1a1 : kTernary ? qk_cuda_w2a8 : qk_cuda_w8a8;
     w.shape.layout = &layout;
     const size_t head = layout.head_bytes(&w.shape), band = layout.band_bytes(&w.shape);
     w.packed.resize(head + size_t((kN + 127) / 128) * band);
@@ -135,7 +145,7 @@ int main() {
     weight.shape = shape, weight.blob = device(blob), weight.blob_bytes = blob.size();
     const int ld = (kK + 63) / 64 * 64;
     std::vector<Value> x(size_t(kM * ld));
-    for (auto &v : x) v = kFloat ? half_of(float(int(g() % 9) - 4)) : Value(g());
+    for (auto &v : x) v = kFloat ? half_of(float(int(g() % 9) - 4)) : Value(kSigns ? int(g() % 2 * 2) - 1 : g());
     std::vector<float> x_scales;
     std::vector<int32_t> x_zeros;
     for (int i = 0; i < kM; i++) x_scales.push_back(float(1 + i % 3)), x_zeros.push_back(i % 4 - 1);
@@ -147,14 +157,27 @@ int main() {
         args.groups.expert_bytes = int64_t((experts[0].packed.size() + 255) / 256 * 256);
     }
     if (!kFloat) args.x.scales = device(x_scales), args.x.zeros = device(x_zeros);
-    simt::device().sm = KERNEL / 10 == 88 || (kFloat && !kHopper) ? 80 : 90;
+    std::vector<uint32_t> bits(size_t(kM * qk_bit_words(kK)));
+    std::vector<int32_t> ones;
+    for (int i = 0; kSigns && i < kM; i++) {
+        ones.push_back(0), x_zeros[size_t(i)] = 0;
+        for (int c = 0; c < kK; c++) {
+            const bool set = float(x[size_t(i * ld + c)]) > 0;
+            bits[size_t(i * qk_bit_words(kK) + c / 32)] |= uint32_t(set) << c % 32, ones[size_t(i)] += set;
+        }
+    }
+    if (kSigns) args.x.zeros = nullptr, args.x.bits = device(bits), args.x.ones = device(ones);
+    simt::device().sm = kSigns || kTernary || KERNEL / 10 == 88 || (kFloat && !kHopper) ? 80 : 90;
     qk_device d{};
     qk_queue queue{};
     queue.device = &d;
     if (qk_cuda_describe(0, &d, nullptr)) return 1;
-    const bool splits = !kGrouped && (KERNEL == 891 || kInt8 || (kFloat && KERNEL != 1690));
+    const bool splits = !kGrouped && (KERNEL == 891 || KERNEL == 811 || kTernary || kInt8 || (kFloat && KERNEL != 1690));
     if (!splits) d.units = 1; // a device that the tiles fill
-    const qk_row &row = KERNEL / 10 == 88 ? qk_cuda_w8a8_sm80_row
+    const qk_row &row = KERNEL == 811       ? qk_cuda_w1a1_sm80_row
+                        : KERNEL == 812     ? qk_cuda_w1a1_popc_row
+                        : kTernary          ? qk_cuda_w2a8_sm80_row
+                        : KERNEL / 10 == 88 ? qk_cuda_w8a8_sm80_row
                         : kHopper         ? qk_cuda_wxa16_sm90_row
                         : kFloat          ? qk_cuda_wxa16_sm80_row
                                           : qk_cuda_w8a8_sm90_row;
