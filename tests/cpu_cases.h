@@ -18,6 +18,11 @@ inline qe_quant Points(qe_quant q) {
     q.zero = QE_ZERO_POINT, q.zero_num = QE_NUM_U8, q.zero_const = 0;
     return q;
 }
+inline qe_quant Signs(qe_num scale, int group) {
+    qe_quant q = Quant(1, scale, group, 0);
+    q.code = QE_CODE_SIGN;
+    return q;
+}
 inline qe_quant Super(qe_quant q, qe_num super, int k) {
     q.super = super, q.super_n = 1, q.super_k = k;
     return q;
@@ -92,6 +97,13 @@ inline qe_act Act(int group) {
     qe_act a = {};
     a.mode = QE_ACT_DYNAMIC;
     a.quant = Quant(8, QE_NUM_F32, group, 128);
+    return a;
+}
+
+inline qe_act SignAct() {
+    qe_act a = {};
+    a.mode = QE_ACT_DYNAMIC;
+    a.quant = Signs(QE_NUM_F32, 0);
     return a;
 }
 

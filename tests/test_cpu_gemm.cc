@@ -12,6 +12,8 @@ struct Format {
     qe_quant quant;
     std::vector<int> act_groups;
     bool panel;
+    bool signs = false; // 1-bit input
+    qe_act Input(int group) const { return signs ? SignAct() : Act(group); }
 };
 
 const std::vector<Format> &Formats() {
@@ -32,6 +34,12 @@ const std::vector<Format> &Formats() {
         {"q4_k", Mins(Super(Quant(4, QE_NUM_U6, 32, 0), QE_NUM_F16, 256)), {0, 256, 512}, true},
         {"q4_k, narrow input", Mins(Super(Quant(4, QE_NUM_U6, 32, 0), QE_NUM_F16, 256)), {32}, false},
         {"q6_k", Super(Quant(6, QE_NUM_S8, 16, 32), QE_NUM_F16, 256), {0, 256}, true},
+        {"signs", Signs(QE_NUM_F32, 0), {0}, true},
+        {"signs g64", Signs(QE_NUM_F16, 64), {0, 64}, true},
+        {"signs by signs", Signs(QE_NUM_F32, 0), {0}, false, true},
+        {"signs by signs, f16 scales", Signs(QE_NUM_F16, 0), {0}, false, true},
+        {"w8 by signs", Quant(8, QE_NUM_F32, 0, 128), {0}, true, true},
+        {"q4_k by signs", Mins(Super(Quant(4, QE_NUM_U6, 32, 0), QE_NUM_F16, 256)), {0}, true, true},
         {"mxfp4",
          [] {
              qe_quant q = Quant(4, QE_NUM_E8M0, 32, 0);
@@ -58,12 +66,13 @@ TEST_P(CpuGemm, EqualsReference) {
         for (int group : format.act_groups) {
             Tensor t = MakeTensor(format.quant, shape.n, shape.k, rng);
             Loaded ref;
-            ASSERT_NO_FATAL_FAILURE(Load(ref, QK_REF, 0, 1, t, Act(group)));
+            ASSERT_NO_FATAL_FAILURE(Load(ref, QK_REF, 0, 1, t, format.Input(group)));
             std::vector<float> x = MakeX(13, shape.k, rng), expected = RunLinear(ref, x, 13, false);
             for (uint32_t isa : Isas())
                 for (int threads : {1, 2, 3}) {
                     Loaded cpu;
-                    ASSERT_NO_FATAL_FAILURE(Load(cpu, QK_CPU, isa, threads, t, Act(group)));
+                    ASSERT_NO_FATAL_FAILURE(Load(cpu, QK_CPU, isa, threads, t, format.Input(group)));
+                    if (!strncmp(format.name, "signs by", 8)) { EXPECT_STREQ(cpu.w.shape.layout->name, "cpu/w1a1"); }
                     if (shape.k >= 256) { EXPECT_EQ(!strcmp(cpu.w.shape.layout->name, "cpu/panel"), format.panel); }
                     for (int64_t m : rows) {
                         std::vector<float> y = RunLinear(cpu, x, m, threads > 1);
@@ -94,7 +103,7 @@ TEST_P(CpuGemm, EveryCountOfTokens) {
     int64_t cases = 0, counts = 0;
     for (auto shape : shapes) {
         Tensor t = MakeTensor(format.quant, shape.n, shape.k, rng);
-        qe_act act = Act(format.act_groups.back());
+        qe_act act = format.Input(format.act_groups.back());
         Loaded ref;
         ASSERT_NO_FATAL_FAILURE(Load(ref, QK_REF, 0, 1, t, act));
         std::vector<float> x = MakeX(70, shape.k, rng), expected = RunLinear(ref, x, 70, false);
@@ -127,7 +136,7 @@ TEST_P(CpuGemm, EveryEpilogue) {
     for (int64_t n : {66, 38}) {
         const int64_t k = 300;
         Tensor t = MakeTensor(format.quant, n, k, rng);
-        qe_act act = Act(format.act_groups[0]);
+        qe_act act = format.Input(format.act_groups[0]);
         Loaded ref;
         ASSERT_NO_FATAL_FAILURE(Load(ref, QK_REF, 0, 1, t, act));
         std::vector<float> x = MakeX(14, k, rng);
@@ -169,7 +178,7 @@ TEST(CpuGemmHeights, AreThoseTheTestsCount) {
         for (const Format &format : Formats()) {
             if (!format.panel) continue;
             qk_shape s = {};
-            s.quant = format.quant, s.act = Act(format.act_groups[0]), s.n = 64, s.k = 512;
+            s.quant = format.quant, s.act = format.Input(format.act_groups[0]), s.n = 64, s.k = 512;
             s.facts = format.quant.scale == QE_NUM_U8 ? QE_FACT_INT8_PRODUCT : 0;
             panel_format f;
             ASSERT_TRUE(panel_format_of(&s, &f, nullptr)) << format.name;
@@ -190,7 +199,7 @@ TEST_P(CpuGemm, UnpackAndRowReturnTheValues) {
     std::mt19937 rng(2);
     Tensor t = MakeTensor(format.quant, 32, 600, rng), back = MakeTensor(format.quant, 32, 600, rng);
     Loaded cpu;
-    ASSERT_NO_FATAL_FAILURE(Load(cpu, QK_CPU, 0, 1, t, Act(format.act_groups[0])));
+    ASSERT_NO_FATAL_FAILURE(Load(cpu, QK_CPU, 0, 1, t, format.Input(format.act_groups[0])));
     const qk_shape &s = cpu.w.shape;
     if (s.layout->band_rows != 32) GTEST_SKIP() << "the layout of this format is the reference's, tested there";
     s.layout->unpack(&s, nullptr, cpu.w.blob, &back.t);
@@ -209,7 +218,7 @@ TEST(CpuPrepare, EqualsReference) {
     std::mt19937 rng(4);
     int cases = 0;
     for (int64_t k : {1, 70, 640, 1500})
-        for (int group : {0, 32, 256})
+        for (int group : {0, 32, 256, -1}) // -1: signs
             for (int form = 0; form < 10; form++)
                 for (uint32_t isa : Isas()) {
                     const int64_t m = 7;
@@ -222,7 +231,7 @@ TEST(CpuPrepare, EqualsReference) {
                     size_t bytes = 0;
                     for (int b = 0; b < 2; b++) {
                         Loaded l;
-                        ASSERT_NO_FATAL_FAILURE(Load(l, b ? QK_CPU : QK_REF, isa, 3, t, Act(group)));
+                        ASSERT_NO_FATAL_FAILURE(Load(l, b ? QK_CPU : QK_REF, isa, 3, t, group < 0 ? SignAct() : Act(group)));
                         bytes = qk_x_bytes(&l.device, &l.w.shape, m, QE_CODE_F32, &out[b]);
                         qk_x_rebase(&out[b], Aligned(block[b], bytes));
                         qk_queue queue = {};
@@ -241,10 +250,14 @@ TEST(CpuPrepare, EqualsReference) {
                         qe_error err;
                         ASSERT_EQ(qk_backend_of(l.device.backend)->ops.prepare(&p, &queue, &err), QE_OK) << err.message;
                     }
-                    int64_t groups = Groups(k, group >= k ? 0 : group), sums = Groups(k, out[0].sum_k);
+                    int64_t groups = Groups(k, group >= k || group < 0 ? 0 : group), sums = Groups(k, out[0].sum_k);
                     ASSERT_EQ(memcmp(out[0].data, out[1].data, m * out[0].ld), 0) << k << " " << group << " " << form;
                     for (int64_t i = 0; i < m * groups; i++) ASSERT_TRUE(SameBits(out[0].scales[i], out[1].scales[i]));
                     ASSERT_EQ(memcmp(out[0].sums, out[1].sums, m * sums * 4), 0);
+                    if (group < 0) {
+                        ASSERT_EQ(memcmp(out[0].bits, out[1].bits, m * qk_bit_words(k) * 4), 0) << k << " " << form;
+                        ASSERT_EQ(memcmp(out[0].ones, out[1].ones, m * 4), 0) << k << " " << form;
+                    }
                     ASSERT_EQ(Different(residual[0], residual[1]), 0);
                     cases++;
                 }

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "bits.h"
 #include "decoded.h"
 
 void cpu_parallel(const qk_queue *q, qk_task *task, void *arg, int32_t count) {
@@ -54,8 +55,8 @@ static size_t x_bytes(const qk_device *device, const qk_shape *next, int64_t m, 
     return qk_plain_x_bytes(next, m, float_type, 32, out);
 }
 
-static const qk_layout *const layouts[] = {&cpu_layout_panel, &cpu_layout_decoded, NULL};
-static const qk_row *const rows[] = {&cpu_row_panel, &cpu_row_decoded, NULL};
+static const qk_layout *const layouts[] = {&cpu_layout_bits, &cpu_layout_panel, &cpu_layout_decoded, NULL};
+static const qk_row *const rows[] = {&cpu_row_bits, &cpu_row_panel, &cpu_row_decoded, NULL};
 
 const qk_backend qk_cpu_backend = {
     .name = "cpu",

@@ -33,6 +33,7 @@ uint32_t cpu_isa(void) {
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
         isa |= QK_ISA_AVX512;
         if (__builtin_cpu_supports("avx512vnni")) isa |= QK_ISA_VNNI512;
+        if (__builtin_cpu_supports("avx512vpopcntdq")) isa |= QK_ISA_VPOPCNT;
     }
 #endif
     return isa;
