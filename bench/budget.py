@@ -46,7 +46,10 @@ def gate(row):
     name = row["kernel"]
     if row["sm"] != 90 or "sm90::" not in name:
         return []
-    want = ["HGMMA" if "a16" in name else "IGMMA", *sass.BULK]
+    if "dense_sm90::" in name: # both operands by TMA
+        want = ["HGMMA", "UTMALDG"]
+    else:
+        want = ["HGMMA" if "a16" in name else "IGMMA", *sass.BULK]
     have = [row.get("mma", "none"), *row.get("bulk", {})]
     return [f"{name}: no {w} in SASS, found {', '.join(have)}" for w in want if w not in have]
 

@@ -53,6 +53,11 @@ inline qe_quant plain(int code, int bits) {
     q.code = uint8_t(code), q.bits = uint8_t(bits);
     return q;
 }
+inline qe_quant table_of_rows(int bits) {
+    qe_quant q = table(QE_CODE_LUT, bits, QE_NUM_F16, 64);
+    q.lut_n = 1;
+    return q;
+}
 inline const std::vector<Scheme> &schemes() {
     static const std::vector<Scheme> all = {
         {"w8a8", integer(8, QE_NUM_F32, 0, QE_ZERO_CONST, 0, 128), 0, 0, false, "cuda/w8a8", false, true},
@@ -106,6 +111,13 @@ inline const std::vector<Scheme> &schemes() {
         {"w2a1", integer(2, QE_NUM_F32, 0, QE_ZERO_CONST, 0, 1), 0, 0, false, "cuda/w2a8", false, false, true},
         {"w2a8_points", integer(2, QE_NUM_F32, 0, QE_ZERO_POINT, QE_NUM_U8, 0), 0, 0, false, "cuda/w4a8"},
         {"lut", table(QE_CODE_LUT, 4, QE_NUM_F16, 64), 0, -1, false, "cuda/wxa16"},
+        {"q4_k_a16", two_level(integer(4, QE_NUM_U6, 32, QE_ZERO_REAL, QE_NUM_U6, 0), QE_NUM_F16, 256), 0, -1, false,
+         "cuda/any", false, true},
+        {"q6_k_a16", two_level(integer(6, QE_NUM_S8, 16, QE_ZERO_CONST, 0, 32), QE_NUM_F16, 256), 0, -1, false, "cuda/any"},
+        {"w3a16_biases", integer(3, QE_NUM_F16, 64, QE_ZERO_REAL, QE_NUM_F16, 0), 0, -1, false, "cuda/any"},
+        {"w2a16_g20", integer(2, QE_NUM_F16, 20, QE_ZERO_POINT, QE_NUM_F16, 0), 0, -1, false, "cuda/any"},
+        {"fp8_e5m2", table(QE_CODE_E5M2, 8, QE_NUM_E8M0, 32), 0, -1, false, "cuda/any"},
+        {"lut_rows", table_of_rows(3), 0, -1, false, "cuda/any"},
         {"f16", plain(QE_CODE_F16, 16), 0, -1, false, "cuda/any"},
         {"bf16", plain(QE_CODE_BF16, 16), 0, -1, false, "cuda/any"},
         {"f32", plain(QE_CODE_F32, 32), 0, -1, false, "cuda/any"},
@@ -200,6 +212,7 @@ inline void make_tensor(Tensor *out, const Scheme &s, int64_t n, int64_t k, uint
         for (int64_t i = 0; i < n * k; i++) {
             uint8_t c = uint8_t(g() & ((1u << q.bits) - 1));
             if (q.code == QE_CODE_E4M3 && (c & 127) == 127) c = 0;
+            if (q.code == QE_CODE_E5M2 && (c & 127) >= 124) c = 0;
             static_cast<uint8_t *>(t.codes)[i] = c;
         }
     if (t.scales) fill_numbers(g, q.scale, t.scales, rows * parts(k, q.group_k));
@@ -208,7 +221,7 @@ inline void make_tensor(Tensor *out, const Scheme &s, int64_t n, int64_t k, uint
     if (s.facts & QE_FACT_INT8_PRODUCT && t.zeros) fit_int8_products(g, t, n, k);
     if (t.zero_super) fill_numbers(g, q.super, t.zero_super, rows * parts(k, q.super_k));
     if (t.lut)
-        for (int i = 0; i < 1 << q.bits; i++) t.lut[i] = float(int(g() % 2001) - 1000) * 1e-3f;
+        for (int64_t i = 0; i < (q.lut_n ? parts(n, q.lut_n) : 1) << q.bits; i++) t.lut[i] = float(int(g() % 2001) - 1000) * 1e-3f;
 }
 
 // A group of 16 to k columns: powers of two, multiples of 16, and k itself.
@@ -251,6 +264,7 @@ inline qe_qtensor band_of(const qe_qtensor &t, int64_t row, int64_t rows) {
     b.scales = at(t.scales, parts(t.k, q.group_k) * num(q.scale));
     b.super = at(t.super, parts(t.k, q.super_k) * num(q.super));
     b.zeros = at(t.zeros, parts(t.k, q.group_k) * num(q.zero_num));
+    if (q.lut_n == 1) b.lut = t.lut + (row << q.bits);
     b.zero_super = at(t.zero_super, parts(t.k, q.super_k) * num(q.super));
     return b;
 }

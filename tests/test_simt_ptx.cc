@@ -90,7 +90,7 @@ std::set<std::string> defined_wrappers() {
     EXPECT_TRUE(file.good());
     std::set<std::string> names;
     const std::regex function("^(?:template <[^>]*> )?PTX_FN [a-z0-9_ ]*?([a-z0-9_]+)\\("),
-        all("^WG_ALL\\(([a-z0-9_]+), "), one("^WG_SS\\(([a-z0-9_]+), ([0-9]+), ");
+        all("^WG_(?:ALL|SS16)\\(([a-z0-9_]+), "), one("^WG_SS\\(([a-z0-9_]+), ([0-9]+), ");
     std::smatch m;
     for (std::string line; std::getline(file, line);) {
         if (std::regex_search(line, m, function) && line.back() != ';') names.insert(m[1]);

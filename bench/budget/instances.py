@@ -47,6 +47,16 @@ def tile80(family, units, tok, detail):
                 shared=max(stages * stage, tok * 132 * 4), w_stage=2 * used, x_stage=tok * 128 * xbytes, xbits=8 * xbytes)
 
 
+def dense(tok, cluster, sm90):
+    """Both operands of 16 bits, k in blocks of 64 columns (gemm_dense_sm80.cu, gemm_dense_sm90.cu)."""
+    w, x = 128 * 128, tok * 128
+    stages = min(8, (232448 - 256) // (w + x)) if sm90 else min(5, 99 * 1024 // (w + x))
+    shared = max(stages * (w + x), tok * 132 * 4)
+    return dict(rows=128, tok=tok, bk=64, threads=256 + (128 if tok >= 128 else 32) * sm90, mma_warps=8, stages=stages,
+                shared=shared // 8 * 8 + 8 + 16 * stages if sm90 else shared, w_stage=w, x_stage=x, xbits=16,
+                cluster=cluster, loads=2)
+
+
 def tile_of(name):
     """Name as in the table ('gemm_w4a8_sm90: sm90::gemm<w4a8_sm90::Format<4>, 128>'), or None: no GEMM with tiles."""
     if m := re.search(r"sm90::gemm<(\w+)_sm90::Format(?:<(\d)>)?, (\d+)(?:, (\d+))?>", name):
@@ -58,6 +68,10 @@ def tile_of(name):
     if m := re.search(r"sm80::gemm<(w4a8|w4a16|wxa16)(?:_sm80)?::(\w+)<(?:\w+, )?(\d)>, (\d+)>", name):
         units = int(m[3])
         return tile80(m[1], units, int(m[4]), m[2])
+    if m := re.search(r"dense_sm90::gemm<\w+, (\d+), (\d)>", name):
+        return dense(int(m[1]), int(m[2]), True)
+    if m := re.search(r"dense_sm80::gemm<\w+, (\d+)>", name):
+        return dense(int(m[1]), 1, False)
     if m := re.search(r"sm80::gemm<w8a8_sm80::Format, (\d+)>", name):
         return tile80("w8a8", 1, int(m[1]), "")
     return None
@@ -71,6 +85,12 @@ def of_plan(plan):
     family, _, sm = plan["row"].removeprefix("cuda/").partition("_")
     if sm not in TOKENS:
         return None
+    if family == "dense":
+        bf16 = "true" if plan["bf16"] else "false"
+        if sm == "sm90":
+            tok, cluster = ((16, 1), (64, 1), (128, 2), (256, 2))[plan["variant"]]
+            return f"gemm_dense_sm90: dense_sm90::gemm<{bf16}, {tok}, {cluster}>"
+        return f"gemm_dense_sm80: dense_sm80::gemm<{bf16}, {TOKENS[sm][plan['variant']]}>"
     group, k = plan["group"], plan["k"]
     units = 1 if group == 0 or group >= k or group % 128 == 0 else 4
     tok = TOKENS[sm][plan["variant"]]

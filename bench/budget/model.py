@@ -6,6 +6,7 @@ from sass import BULK, between, macs, mma, pick, pipe, width
 
 PIPES = "alu heavy fma half xu uni".split()
 EPILOGUE = 60        # warp instructions per four outputs of a tile, turn-around and store  # assumed
+DEQUANT = 250        # warp instructions per eight columns of a dequantized row             # assumed
 REDUCE = 1.0e-6      # seconds a second kernel of the same graph adds, besides its bytes    # assumed
 
 
@@ -84,7 +85,7 @@ def static_row(name, arch, code, regs, tile):
     producer = between(code, prod) if prod else []
     gmma = any("GMMA" in i.op for i in body)
     kpi = macs(body) * tile["mma_warps"] / (tile["rows"] * tile["tok"] * tile["bk"]) or 1
-    loads = 1 + tile["xbits"] // 8  # one bulk copy of W, a TMA load per 128 bytes of x
+    loads = tile.get("loads") or 1 + tile["xbits"] // 8  # one bulk copy of W, a TMA load per 128 bytes of x
     per_load = max(1, sum(i.op.startswith(BULK) for i in producer) // loads)
     found, wait0 = hazards(code, body, producer, gmma, tile, kpi)
     row.update(tile=f"{tile['rows']}x{tile['tok']}x{tile['bk']}", threads=tile["threads"], shared=tile["shared"],
@@ -163,7 +164,18 @@ def predict(row, plan, gpu):
         binds = "dram" if reach == 1 else "flight"
     if plan["splits"] > 1:
         seconds += REDUCE + 2 * plan["splits"] * m * n * 4 / (g["l2"] * g["clk"])
+    if plan["row"].startswith("cuda/dense"): # what must be read is the packed weight
+        data = plan["packed"] + m * k * 2 + out
+        if plan["written"]:
+            seconds += dequantize(plan, g)
     return dict(seconds=seconds, binds=binds, waves=waves, data=data)
+
+
+def dequantize(plan, g):
+    """Seconds of the kernels that write 16-bit weights: a launch a pass, bytes, or instructions."""
+    weights = plan["n"] * plan["k"]
+    issue = weights / 8 / 32 * DEQUANT / 4 / g["sms"] / g["clk"]
+    return plan["passes"] * REDUCE + max((plan["packed"] + 2 * weights) / g["dram"], issue)
 
 
 def roof(plan, gpu, data, bits):

@@ -17,7 +17,7 @@ extern const qk_layout qk_cuda_w1a1, qk_cuda_w2a8, qk_cuda_w8a8, qk_cuda_w4a8, q
 extern const qk_row qk_cuda_w8a8_sm90_row, qk_cuda_w8a8_sm80_row, qk_cuda_w4a8_sm90_row, qk_cuda_w4a8_sm80_row,
     qk_cuda_w4a16_sm90_row, qk_cuda_w4a16_sm80_row, qk_cuda_w4a16_simt_row, qk_cuda_wxa16_sm90_row,
     qk_cuda_wxa16_sm80_row, qk_cuda_wxa16_simt_row, qk_cuda_w2a8_sm90_row, qk_cuda_w2a8_sm80_row,
-    qk_cuda_w1a1_sm80_row, qk_cuda_w1a1_popc_row, qk_cuda_any_row;
+    qk_cuda_w1a1_sm80_row, qk_cuda_w1a1_popc_row, qk_cuda_dense_sm90_row, qk_cuda_dense_sm80_row, qk_cuda_any_row;
 size_t qk_cuda_fake_quant_bytes(const qk_fake_quant *f);
 qe_status qk_cuda_fake_quant(const qk_fake_quant *f, const qk_queue *queue, qe_error *err);
 qe_status qk_cuda_prepare(const qk_prepare *a, const qk_queue *queue, qe_error *err);
@@ -106,12 +106,13 @@ static inline int64_t qk_wx_band_bytes(const qe_quant *q, int64_t k) {
 }
 
 /* ---- layout cuda/any: bands of 16 rows, each row a record of the canonical arrays of that row alone, at byte offsets
- * fixed by the shape. head: the values of the codes where they come from one table. */
+ * fixed by the shape. head: the values of the codes where they come from one table. power: a power of two that brings the
+ * row's weights to at most 2^15, so that no weight of 16 bits overflows; 1 / power is a float too. */
 enum { QK_ANY_ROWS = 16 };
 typedef struct qk_any_record {
     int32_t code_bits;   /* stored: 1, 2, 4, 8, 16, 32 */
     int32_t lut_in_head; /* a table of 2^bits floats: in the head, or in the record */
-    int64_t scales, super, zeros, zero_super, lut, bytes;
+    int64_t scales, super, zeros, zero_super, lut, power, bytes;
     int64_t groups, supers;
 } qk_any_record;
 void qk_any_record_of(const qe_quant *q, int64_t k, qk_any_record *out);

@@ -1,5 +1,5 @@
 // Row cuda/any: one thread per output, any scheme, shape and input. Plain and right; not fast.
-#include "cuda_backend.h"
+#include "any_weight.cuh"
 #include "epilogue.cuh"
 #include "launch.cuh"
 
@@ -19,87 +19,6 @@ struct Args {
     Groups groups;
 };
 
-PTX_FN float number(int type, const unsigned char *p, int64_t i) {
-    switch (type) {
-    case QE_NUM_F32:
-        return reinterpret_cast<const float *>(p)[i];
-    case QE_NUM_F16:
-        return qe_f16_to_f32(reinterpret_cast<const uint16_t *>(p)[i]);
-    case QE_NUM_BF16:
-        return qe_bf16_to_f32(reinterpret_cast<const uint16_t *>(p)[i]);
-    case QE_NUM_E8M0:
-        return qe_e8m0_to_f32(p[i]);
-    case QE_NUM_E4M3:
-        return qe_e4m3_to_f32(p[i]);
-    case QE_NUM_U8:
-    case QE_NUM_U6:
-    case QE_NUM_U4:
-        return float(p[i]);
-    case QE_NUM_S8:
-    case QE_NUM_S6:
-        return float(int8_t(p[i]));
-    case QE_NUM_POW2N:
-        return p[i] ? 0.5f : 1.0f;
-    default:
-        return 1.0f;
-    }
-}
-PTX_FN bool integer_number(int type) {
-    return type >= QE_NUM_U8 && type <= QE_NUM_U4;
-}
-PTX_FN float power_of_two(int e) {
-    return qe_f32_from_bits(uint32_t(e + 127) << 23);
-}
-
-// One row of the weight.
-struct Row {
-    const Args &a;
-    const unsigned char *p;
-
-    PTX_FN uint32_t code(int64_t k) const {
-        const int bits = a.record.code_bits;
-        if (bits == 8) return p[k];
-        return uint32_t(p[k * bits / 8]) >> (k * bits % 8) & ((1u << bits) - 1);
-    }
-    PTX_FN float value(int64_t k) const { // C
-        const qe_quant &q = a.shape.quant;
-        if (q.code == QE_CODE_INT) return float(code(k));
-        if (q.code == QE_CODE_SIGN) return code(k) ? 1.0f : -1.0f;
-        if (q.code <= QE_CODE_BF16) return load_real(p, k, q.code);
-        const unsigned char *table = a.record.lut_in_head ? a.head : p + a.record.lut;
-        return reinterpret_cast<const float *>(table)[code(k)];
-    }
-    PTX_FN int64_t group(int64_t k) const { return a.shape.quant.group_k ? k / a.shape.quant.group_k : 0; }
-    PTX_FN int64_t super(int64_t k) const { return a.shape.quant.super_k ? k / a.shape.quant.super_k : 0; }
-    PTX_FN float inner(int64_t k) const { return number(a.shape.quant.scale, p + a.record.scales, group(k)); }
-    PTX_FN float outer(int64_t k) const { return number(a.shape.quant.super, p + a.record.super, super(k)); }
-    PTX_FN float scale(int64_t k) const {
-        const qe_quant &q = a.shape.quant;
-        float s = inner(k);
-        if (q.super != QE_NUM_ONE) s = q.flags & QE_SUPER_DIVIDES ? qe_div(s, outer(k)) : qe_mul(outer(k), s);
-        return q.scale_log2 ? qe_mul(s, power_of_two(q.scale_log2)) : s;
-    }
-    PTX_FN float zero(int64_t k) const {
-        const qe_quant &q = a.shape.quant;
-        if (q.zero == QE_ZERO_CONST) return float(q.zero_const);
-        return q.zero == QE_ZERO_POINT ? number(q.zero_num, p + a.record.zeros, group(k)) : 0.0f;
-    }
-    PTX_FN float min_factor(int64_t k) const { return number(a.shape.quant.zero_num, p + a.record.zeros, group(k)); }
-    PTX_FN float min_super(int64_t k) const { return number(a.shape.quant.super, p + a.record.zero_super, super(k)); }
-    PTX_FN float dequantized(int64_t k) const { // qe_dequantize()
-        const qe_quant &q = a.shape.quant;
-        float v = qe_mul(scale(k), qe_sub(value(k), zero(k)));
-        if (q.zero != QE_ZERO_REAL) return v;
-        float b = min_factor(k);
-        return qe_add(v, integer_number(q.zero_num) ? qe_mul(min_super(k), b) : b);
-    }
-    PTX_FN bool integers() const {
-        const qe_quant &q = a.shape.quant;
-        if (q.code != QE_CODE_INT && q.code != QE_CODE_SIGN) return false;
-        return q.zero != QE_ZERO_POINT || integer_number(q.zero_num);
-    }
-};
-
 PTX_FN int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
@@ -107,8 +26,7 @@ PTX_FN int64_t extent(int32_t group, int64_t k) {
     return group ? group : k;
 }
 
-PTX_FN float dot_float(const Row &w, int64_t m) {
-    const Args &a = w.a;
+PTX_FN float dot_float(const Args &a, const AnyRow &w, int64_t m) {
     float sum = 0;
     for (int64_t chunk = 0; chunk < a.shape.k; chunk += a.shape.chunk_k) {
         const int64_t end = smaller(chunk + a.shape.chunk_k, a.shape.k);
@@ -121,8 +39,7 @@ PTX_FN float dot_float(const Row &w, int64_t m) {
 }
 
 // quantization.md 7.3 up to the bias: the int32 sum and the scale of the row.
-PTX_FN int32_t dot_whole_k(const Row &w, int64_t m, float *scale) {
-    const Args &a = w.a;
+PTX_FN int32_t dot_whole_k(const Args &a, const AnyRow &w, int64_t m, float *scale) {
     const qe_quant &q = a.shape.quant;
     const bool product = q.super != QE_NUM_ONE && q.group_k && q.group_k < a.shape.k;
     const int8_t *x = static_cast<const int8_t *>(a.x.data) + m * a.x.ld;
@@ -142,8 +59,7 @@ PTX_FN int32_t dot_whole_k(const Row &w, int64_t m, float *scale) {
 }
 
 // quantization.md 7.4. Codes that are no integers sum their group in fp32, ascending by fmaf.
-PTX_FN float dot_groups(const Row &w, int64_t m) {
-    const Args &a = w.a;
+PTX_FN float dot_groups(const Args &a, const AnyRow &w, int64_t m) {
     const qe_quant &q = a.shape.quant;
     const int64_t k_all = a.shape.k, act = extent(a.x.quant.group_k, k_all), act_groups = (k_all + act - 1) / act;
     const int64_t group = smaller(extent(q.group_k, k_all), act);
@@ -184,17 +100,17 @@ PTX_FN float dot_groups(const Row &w, int64_t m) {
 }
 
 PTX_FN float output(const Args &a, int64_t m, int64_t n) {
-    const Row w{a, a.rows + n * a.record.bytes};
-    if (a.shape.act.mode == QE_ACT_FLOAT) return dot_float(w, m);
-    if (!a.whole_k) return dot_groups(w, m);
+    const AnyRow w{a.shape.quant, a.record, a.head, a.rows + n * a.record.bytes};
+    if (a.shape.act.mode == QE_ACT_FLOAT) return dot_float(a, w, m);
+    if (!a.whole_k) return dot_groups(a, w, m);
     float scale;
-    const int32_t sum = dot_whole_k(w, m, &scale);
+    const int32_t sum = dot_whole_k(a, w, m, &scale);
     return qe_mul(qe_mul(float(sum), a.x.scales[a.shape.act.mode == QE_ACT_STATIC ? 0 : m]), scale);
 }
 PTX_FN void requantized(const Args &a, int64_t m, int64_t n) {
-    const Row w{a, a.rows + n * a.record.bytes};
+    const AnyRow w{a.shape.quant, a.record, a.head, a.rows + n * a.record.bytes};
     float scale;
-    const uint32_t sum = uint32_t(dot_whole_k(w, m, &scale));
+    const uint32_t sum = uint32_t(dot_whole_k(a, w, m, &scale));
     static_cast<int8_t *>(a.out.y)[m * a.out.ldy + n] = a.requant(sum, n);
 }
 

@@ -2,6 +2,7 @@
 #include "cuda_backend.h"
 
 #include <math.h>
+#include <qengine/num.h>
 #include <string.h>
 
 static int64_t num_bytes(int num) {
@@ -38,6 +39,7 @@ void qk_any_record_of(const qe_quant *q, int64_t k, qk_any_record *out) {
     out->zeros = take(&end, q->zero == QE_ZERO_CONST ? 0 : out->groups * num_bytes(q->zero_num));
     out->zero_super = take(&end, q->zero == QE_ZERO_REAL ? out->supers * num_bytes(q->super) : 0);
     out->lut = take(&end, out->lut_in_head ? 0 : (int64_t)4 << q->bits);
+    out->power = take(&end, (int64_t)sizeof(float));
     out->bytes = end;
 }
 
@@ -132,10 +134,72 @@ static void copy_array(uint8_t *record, void *canonical, int64_t row, int64_t co
     else
         memcpy(array, record, bytes);
 }
+/* ---- the power of two of a row ----------------------------------------------------------------------------------- */
+static double number(int num, const uint8_t *array, int64_t i) {
+    switch (num) {
+    case QE_NUM_F32:
+        return ((const float *)(const void *)array)[i];
+    case QE_NUM_F16:
+        return qe_f16_to_f32(((const uint16_t *)(const void *)array)[i]);
+    case QE_NUM_BF16:
+        return qe_bf16_to_f32(((const uint16_t *)(const void *)array)[i]);
+    case QE_NUM_E8M0:
+        return qe_e8m0_to_f32(array[i]);
+    case QE_NUM_E4M3:
+        return qe_e4m3_to_f32(array[i]);
+    case QE_NUM_S8:
+    case QE_NUM_S6:
+        return (int8_t)array[i];
+    case QE_NUM_POW2N:
+        return array[i] ? 0.5 : 1.0;
+    case QE_NUM_ONE:
+        return 1;
+    default:
+        return array[i];
+    }
+}
+/* The largest finite magnitude of an array, or the smallest above 0. */
+static double extreme(int num, const uint8_t *array, int64_t count, bool largest) {
+    double found = largest ? 0 : INFINITY;
+    for (int64_t i = 0; i < count; i++) {
+        double v = fabs(number(num, array, i));
+        if (isfinite(v) && (largest ? v > found : v < found && v > 0)) found = v;
+    }
+    return found;
+}
+static double largest_code(const qe_quant *q, const qk_any_record *layout, const float *head, const uint8_t *record, int64_t k) {
+    if (q->code == QE_CODE_INT) return (double)((1 << q->bits) - 1);
+    if (q->code == QE_CODE_SIGN) return 1;
+    if (q->code == QE_CODE_F32) return extreme(QE_NUM_F32, record, k, true);
+    if (q->code == QE_CODE_F16) return extreme(QE_NUM_F16, record, k, true);
+    if (q->code == QE_CODE_BF16) return extreme(QE_NUM_BF16, record, k, true);
+    const void *table = layout->lut_in_head ? (const void *)head : record + layout->lut;
+    return extreme(QE_NUM_F32, table, (int64_t)1 << q->bits, true);
+}
+/* From a bound on the row's weights: the product of the largest of each factor. */
+static float row_power(const qe_quant *q, const qk_any_record *layout, const float *head, const uint8_t *record, int64_t k) {
+    double scale = extreme(q->scale, record + layout->scales, layout->groups, true) * ldexp(1, q->scale_log2);
+    bool divides = q->flags & QE_SUPER_DIVIDES;
+    double super = extreme(q->super, record + layout->super, layout->supers, !divides);
+    double zero = q->zero == QE_ZERO_CONST ? q->zero_const : extreme(q->zero_num, record + layout->zeros, layout->groups, true);
+    double code = largest_code(q, layout, head, record, k), most = scale * (divides ? 1 / super : super);
+    if (q->zero == QE_ZERO_REAL) {
+        bool integers = q->zero_num >= QE_NUM_U8 && q->zero_num <= QE_NUM_U4;
+        most = most * code + zero * (integers ? extreme(q->super, record + layout->zero_super, layout->supers, true) : 1);
+    } else
+        most *= code + fabs(zero);
+    int e = 0;
+    if (most > 0 && isfinite(most)) frexp(most, &e); /* most < 2^e */
+    e = 15 - e;
+    return ldexpf(1, e < -126 ? -126 : e > 126 ? 126 : e);
+}
+
 static void copy_band(const qk_shape *s, const qe_qtensor *band, uint8_t *blob, bool to_blob) {
+    float head[256];
     const qe_quant *q = &s->quant;
     qk_any_record layout;
     qk_any_record_of(q, s->k, &layout);
+    if (to_blob && head_bytes(s)) pack_head(s, band, head);
     for (int64_t r = 0; r < band->n; r++) {
         uint8_t *record = blob + r * layout.bytes;
         int64_t group = qk_group_row(band->first_row, r, q->group_n),
@@ -155,6 +219,10 @@ static void copy_band(const qk_shape *s, const qe_qtensor *band, uint8_t *blob, 
             else
                 memcpy(lut, record + layout.lut, (size_t)4 << q->bits);
         }
+        if (to_blob) {
+            float power = row_power(q, &layout, head, record, s->k);
+            memcpy(record + layout.power, &power, sizeof power);
+        }
     }
 }
 static void pack(const qk_shape *s, const qe_qtensor *band, void *dst) {
@@ -165,5 +233,5 @@ static void unpack(const qk_shape *s, const void *head, const void *src, qe_qten
     copy_band(s, band, (uint8_t *)src, false);
     if (s->quant.code == QE_CODE_LUT && !s->quant.lut_n) memcpy(band->lut, head, (size_t)4 << s->quant.bits);
 }
-const qk_layout qk_cuda_any = {"cuda/any", 1,         QK_ANY_ROWS, supports, head_bytes,
+const qk_layout qk_cuda_any = {"cuda/any", 2,         QK_ANY_ROWS, supports, head_bytes,
                                band_bytes, pack_head, pack,        unpack,   NULL};

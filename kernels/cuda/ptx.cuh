@@ -340,9 +340,14 @@ WG_SS(wgmma_s8s8, 16, 32, ".s32.s8.s8", int32_t, "+r", "%8, %9, 1")
 WG_SS(wgmma_s8s8, 64, 32, ".s32.s8.s8", int32_t, "+r", "%32, %33, 1")
 WG_SS(wgmma_s8s8, 128, 32, ".s32.s8.s8", int32_t, "+r", "%64, %65, 1")
 WG_SS(wgmma_s8s8, 256, 32, ".s32.s8.s8", int32_t, "+r", "%128, %129, 1")
-template <int N> PTX_FN void wgmma_f16(float (&d)[N / 2], uint64_t da, uint64_t db);
-WG_SS(wgmma_f16, 64, 16, ".f32.f16.f16", float, "+f", "%32, %33, 1, 1, 1, 0, 0")
-WG_SS(wgmma_f16, 128, 16, ".f32.f16.f16", float, "+f", "%64, %65, 1, 1, 1, 0, 0")
+#define WG_SS16(name, types)                                                                                           \
+    template <int N> PTX_FN void name(float (&d)[N / 2], uint64_t da, uint64_t db);                                    \
+    WG_SS(name, 16, 16, types, float, "+f", "%8, %9, 1, 1, 1, 0, 0")                                                   \
+    WG_SS(name, 64, 16, types, float, "+f", "%32, %33, 1, 1, 1, 0, 0")                                                 \
+    WG_SS(name, 128, 16, types, float, "+f", "%64, %65, 1, 1, 1, 0, 0")                                                \
+    WG_SS(name, 256, 16, types, float, "+f", "%128, %129, 1, 1, 1, 0, 0")
+WG_SS16(wgmma_f16, ".f32.f16.f16")
+WG_SS16(wgmma_bf16, ".f32.bf16.bf16")
 #endif // sm_90
 } // namespace ptx
 #endif // SIMT_EMULATE

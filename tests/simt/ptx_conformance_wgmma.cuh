@@ -4,9 +4,9 @@
 
 namespace conformance {
 
-enum Wg { kRsU8, kRsS8, kRsF16, kRsBf16, kSsS8, kSsF16 };
-template <Wg W> constexpr bool kIsFloat = W == kRsF16 || W == kRsBf16 || W == kSsF16;
-template <Wg W> constexpr Product kElement = W == kRsBf16 ? kBf16 : kF16;
+enum Wg { kRsU8, kRsS8, kRsF16, kRsBf16, kSsS8, kSsF16, kSsBf16 };
+template <Wg W> constexpr bool kIsFloat = W == kRsF16 || W == kRsBf16 || W == kSsF16 || W == kSsBf16;
+template <Wg W> constexpr Product kElement = W == kRsBf16 || W == kSsBf16 ? kBf16 : kF16;
 #if PTX_SM90
 template <Wg W, int N, class T> PTX_FN void multiply(T (&acc)[N / 2], const uint32_t (&a)[4], uint64_t da, uint64_t db) {
     if constexpr (W == kRsU8)
@@ -19,8 +19,10 @@ template <Wg W, int N, class T> PTX_FN void multiply(T (&acc)[N / 2], const uint
         ptx::wgmma_rs_bf16<N>(acc, a, db);
     else if constexpr (W == kSsS8)
         ptx::wgmma_s8s8<N>(acc, da, db);
-    else
+    else if constexpr (W == kSsF16)
         ptx::wgmma_f16<N>(acc, da, db);
+    else
+        ptx::wgmma_bf16<N>(acc, da, db);
 }
 #endif
 // in: A 64 rows of 64 bytes, B N rows of 64 bytes, C 64 x N words
@@ -89,7 +91,7 @@ template <Wg W, int N> void want_wgmma(const uint32_t *in, uint32_t *want) {
 
 #define CONFORMANCE_WGMMA(name, W, N)                                                                                  \
     {#name "<" #N "> wgmma_desc wgmma_fence wgmma_commit wgmma_wait reg_fence", wgmma<W, N>, 128, 8192 + N * 128,       \
-     (64 + N) * 16 + 64 * N, 64 * N, W == kRsBf16 ? kBfloats : kIsFloat<W> ? kHalves : kBytes, \
+     (64 + N) * 16 + 64 * N, 64 * N, kElement<W> == kBf16 ? kBfloats : kIsFloat<W> ? kHalves : kBytes, \
      want_wgmma<W, N>}
 #define CONFORMANCE_WGMMA4(name, W)                                                                                    \
     CONFORMANCE_WGMMA(name, W, 16), CONFORMANCE_WGMMA(name, W, 64), CONFORMANCE_WGMMA(name, W, 128),                    \
@@ -133,8 +135,8 @@ static const Case kCases[] = {
     CONFORMANCE_WGMMA4(wgmma_rs_f16, kRsF16),
     CONFORMANCE_WGMMA4(wgmma_rs_bf16, kRsBf16),
     CONFORMANCE_WGMMA4(wgmma_s8s8, kSsS8),
-    CONFORMANCE_WGMMA(wgmma_f16, kSsF16, 64),
-    CONFORMANCE_WGMMA(wgmma_f16, kSsF16, 128),
+    CONFORMANCE_WGMMA4(wgmma_f16, kSsF16),
+    CONFORMANCE_WGMMA4(wgmma_bf16, kSsBf16),
 };
 
 } // namespace conformance

@@ -219,6 +219,9 @@ template <int N> void wgmma_s8s8(int32_t (&d)[N / 2], uint64_t da, uint64_t db, 
 template <int N> void wgmma_f16(float (&d)[N / 2], uint64_t da, uint64_t db, SIMT_LOC) {
     simt::wgmma(simt::Wgmma::F16, N, d, nullptr, da, db, true, loc);
 }
+template <int N> void wgmma_bf16(float (&d)[N / 2], uint64_t da, uint64_t db, SIMT_LOC) {
+    simt::wgmma(simt::Wgmma::BF16, N, d, nullptr, da, db, true, loc);
+}
 template <int N> void wgmma_rs_u8s8(int32_t (&d)[N / 2], const uint32_t (&a)[4], uint64_t db, SIMT_LOC) {
     simt::wgmma(simt::Wgmma::U8S8, N, d, a, 0, db, true, loc);
 }

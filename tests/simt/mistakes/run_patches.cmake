@@ -1,4 +1,4 @@
-# Applies each patch of patches/ to a copy of kernels/cuda, builds mistaken_w4.cc, mistaken_rows.cc or mistaken_fake.cc from it with the hooks of the race
+# Applies each patch of patches/ to a copy of kernels/cuda, builds mistaken_w4.cc, _rows.cc, _fake.cc or _dense.cc from it with the hooks of the race
 # flavour, and demands that the run fails; a patch that does not apply fails the test, and without a patch every kernel
 # must pass. The first line of a patch says which kernel it concerns and what is wrong.
 # -DCXX, SIMT, ROOT, WORK, OBJECTS (the emulator and the packers, comma separated).
@@ -10,6 +10,8 @@ set(mistaken_rows_objects ${all})
 list(FILTER mistaken_rows_objects INCLUDE REGEX "/simt_[a-z]+\\.cc|layout_cuda_(bin|w8a8|wxa16)\\.c|cuda_device\\.c")
 set(mistaken_fake_objects ${mistaken_rows_objects})
 list(FILTER mistaken_fake_objects EXCLUDE REGEX "layout_cuda")
+set(mistaken_dense_objects ${all})
+list(FILTER mistaken_dense_objects INCLUDE REGEX "/simt_[a-z]+\\.cc|layout_cuda_any\\.c|cuda_device\\.c")
 file(GLOB sources ${ROOT}/kernels/cuda/*.cuh ${ROOT}/kernels/cuda/*.h ${ROOT}/kernels/cuda/*.cu)
 file(GLOB patches ${SIMT}/mistakes/patches/*.patch)
 list(LENGTH patches count)
@@ -27,6 +29,9 @@ function(build_and_run name kernel)
     if(kernel GREATER_EQUAL 3000)
         set(program mistaken_fake)
     endif()
+    if(kernel GREATER_EQUAL 4000)
+        set(program mistaken_dense)
+    endif()
     execute_process(COMMAND ${CXX} -std=c++17 -O1 -g1 -fsanitize=thread -DSIMT_EMULATE -DKERNEL=${kernel}
         -Wno-unknown-pragmas -Wno-psabi -ffp-contract=off -I${dir} -I${SIMT}/include -I${SIMT} -I${ROOT}/kernels
         -I${ROOT}/include ${SIMT}/mistakes/${program}.cc ${${program}_objects} -o ${dir}/run -lpthread
@@ -39,7 +44,7 @@ function(build_and_run name kernel)
     set(output "${output}" PARENT_SCOPE)
 endfunction()
 
-foreach(kernel 80 90 16 811 812 821 880 881 882 891 892 893 895 896 1680 1684 1685 1690 1694 3000)
+foreach(kernel 80 90 16 811 812 821 880 881 882 891 892 893 895 896 1680 1684 1685 1690 1694 3000 4080 4081 4090 4091 4092 4093)
     file(REMOVE_RECURSE ${WORK}/none_${kernel})
     file(COPY ${sources} DESTINATION ${WORK}/none_${kernel})
     build_and_run(none_${kernel} ${kernel})
