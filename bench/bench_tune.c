@@ -1,5 +1,6 @@
 /* bench_tune.c -- qbench tune: the plans that give one problem the same bits, timed in turns; the fastest goes into the tuning
- * cache. A plan that is less than 2 % faster than the one in use is noise, and changes nothing. */
+ * cache. Differences of up to 2 % of the time are noise: the cache's plan stands only if it takes less than 98 % of the time
+ * of the untuned one, which else stands in its place, and what stands gives way only to one that takes less than 98 % of its time. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,7 +9,7 @@
 #include "run/linear_tuning.h"
 
 enum { PLANS_MAX = QK_TUNINGS + 1 };
-static const double gain = 0.98;
+static const double gain = 0.98;     /* of the time */
 
 typedef struct tuner {
     gemm_run    *run;

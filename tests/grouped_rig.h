@@ -17,7 +17,7 @@ constexpr int kSignInput = -2;
 struct Case {
     const char *name, *scheme;
     int act_group;          // -1: float input; 0: per token; kSignInput
-    int32_t x_type, y_type; // y INT: static int8 in and out
+    int32_t x_type, y_type; // INT: codes on static int8 grids
     uint32_t flags;
     const char *layout;     // on CUDA
 };
@@ -26,6 +26,9 @@ const Case cases[] = {
     {"w8a8_residual", "int8:channel:f32", 0, QE_CODE_F32, QE_CODE_F16, QE_LINEAR_RESIDUAL, "cuda/w8a8"},
     {"w8a8_int8_out", "int8:channel:f32", 0, QE_CODE_F32, QE_CODE_INT, 0, "cuda/w8a8"},
     {"w8a8_fixed_point", "int8:channel:f32", 0, QE_CODE_F32, QE_CODE_INT, QE_LINEAR_FIXED_POINT, "cuda/w8a8"},
+    {"w8a8_int8_in", "int8:channel:f32", 0, QE_CODE_INT, QE_CODE_F16, QE_LINEAR_RESIDUAL, "cuda/w8a8"},
+    {"w8a8_int8_in_out", "int8:channel:f32", 0, QE_CODE_INT, QE_CODE_INT, 0, "cuda/w8a8"},
+    {"w4a8_int8_in", "int4:channel:f32", 0, QE_CODE_INT, QE_CODE_F32, 0, "cuda/w4a8"},
     {"w4a8", "int4:g128:u8:s=f16/channel", 0, QE_CODE_F16, QE_CODE_F16, 0, "cuda/w4a8"},
     {"w4a8_channel", "int4:channel:f32", 0, QE_CODE_F16, QE_CODE_INT, 0, "cuda/w4a8"},
     {"w2a8", "int2:channel:f32:z=1", 0, QE_CODE_F16, QE_CODE_F16, 0, "cuda/w2a8"},
@@ -39,6 +42,8 @@ const Case cases[] = {
     {"w8a16", "int8:g128:f16", -1, QE_CODE_BF16, QE_CODE_BF16, 0, "cuda/wxa16"},
     {"w8a16_f32", "int8:g128:f16", -1, QE_CODE_F32, QE_CODE_F32, 0, "cuda/wxa16"},
     {"q4_k", "int4:g32:u6:s=f16/g256:b=u6", 256, QE_CODE_F16, QE_CODE_F32, 0, "cuda/any"},
+    {"q4_k_a16", "int4:g32:u6:s=f16/g256:b=u6", -1, QE_CODE_F16, QE_CODE_F32, 0, "cuda/any"},
+    {"q4_k_bf16", "int4:g32:u6:s=f16/g256:b=u6", -1, QE_CODE_BF16, QE_CODE_BF16, QE_LINEAR_RESIDUAL, "cuda/any"},
 };
 
 struct Tensor : qe_qtensor {
@@ -73,7 +78,7 @@ inline qe_act act_of(const Case &c, bool output) {
         qe_quant_parse("sign:channel:f32", &act.quant, nullptr);
     }
     if (c.act_group < 0) return act;
-    act.mode = c.y_type == QE_CODE_INT ? QE_ACT_STATIC : QE_ACT_DYNAMIC;
+    act.mode = c.x_type == QE_CODE_INT || c.y_type == QE_CODE_INT ? QE_ACT_STATIC : QE_ACT_DYNAMIC;
     act.quant.code = QE_CODE_INT, act.quant.bits = 8, act.quant.scale = QE_NUM_F32, act.quant.group_n = 1;
     act.quant.group_k = c.act_group;
     act.quant.zero_const = 128;
@@ -161,7 +166,8 @@ struct Buffers {
             const float v = random.uniform(-2, 2);
             const uint16_t half = type == QE_CODE_F16 ? qe_f32_to_f16(v) : qe_f32_to_bf16(v);
             if (type == QE_CODE_F32) memcpy(&host[i * 4], &v, 4);
-            else if (type != QE_CODE_INT) memcpy(&host[i * 2], &half, 2);
+            else if (type == QE_CODE_INT) host[i] = (char)(int8_t)(v * 64);
+            else memcpy(&host[i * 2], &half, 2);
         }
         to.copy(to.data, host.data());
     }

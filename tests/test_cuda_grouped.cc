@@ -2,7 +2,11 @@
 // call per expert, whatever the counts say.
 #include <set>
 
+#include <unistd.h>
+
 #include "grouped_rig.h"
+#include "run/linear_tuning.h"
+#include "run/tuning.h"
 #include "simt_device.h"
 
 namespace {
@@ -10,10 +14,10 @@ using namespace grouped;
 
 class CudaGrouped : public testing::TestWithParam<size_t> {
   protected:
-    void open(int sm) {
+    void open(int sm, const char *tuning = nullptr) {
         simt::device().sm = sm;
         qe_device_options o = {};
-        o.struct_size = sizeof o, o.backend = QE_BACKEND_CUDA;
+        o.tuning = tuning, o.struct_size = sizeof o, o.backend = QE_BACKEND_CUDA;
         ASSERT_EQ(qe_device_create(&o, &device, &err), QE_OK) << err.message;
     }
     void close() { qe_device_destroy(device), device = nullptr; }
@@ -66,7 +70,7 @@ TEST_P(CudaGrouped, EveryRowHasTheBitsOfItsExpertAlone) {
 // Tiles of 128 and 256 tokens; 256 rows of the weight are two bands, which 8-bit weights on sm_90 take in a cluster.
 TEST_P(CudaGrouped, LargeTiles) {
     const Case &c = cases[GetParam()];
-    if (!strcmp(c.layout, "cuda/any")) GTEST_SKIP() << "one thread per output has no tiles";
+    if (!strcmp(c.layout, "cuda/any") && c.act_group >= 0) GTEST_SKIP() << "one thread per output has no tiles";
     if (hooks()) GTEST_SKIP() << "the small calls alone run under hooks";
     for (int sm : {80, 90}) {
         open(sm);
@@ -79,6 +83,56 @@ TEST_P(CudaGrouped, LargeTiles) {
         close();
     }
     EXPECT_EQ(runs, 4);
+}
+// A cache that gives the experts alone another tile and other splits at every m: bits stay, and a grouped call, which no cache
+// tunes, stays as it was.
+TEST_P(CudaGrouped, TheTuningCacheChangesNoBits) {
+    const Case &c = cases[GetParam()];
+    if (hooks()) GTEST_SKIP() << "the small calls alone run under hooks";
+    const std::string path = testing::TempDir() + "grouped_" + c.name + std::to_string(getpid()) + ".json";
+    std::remove(path.c_str());
+    const int64_t k = c.act_group == 256 ? 512 : 300;
+    const Call call(QE_GROUPS_CONTIGUOUS, 70, {0, 1, 1, 37, 70});
+    int tuned = 0;
+    for (int sm : {80, 90}) {
+        std::vector<char> want;
+        open(sm);
+        {
+            Experts experts(device, c, 4, 141, k);
+            ASSERT_NE(experts.together, nullptr);
+            Buffers b(experts, call);
+            want = b.together();
+            for (int64_t m : {1, 32, 64}) { // the buckets of 1, 32 and 33 tokens
+                qk_gemm g;
+                qk_x x;
+                qk_tuning tunings[QK_TUNINGS];
+                qe_linear_problem(experts.single[0], m, c.x_type, c.y_type, &g, &x);
+                const int count = qk_gemm_tunings(&device->facts, &g, tunings);
+                ASSERT_GT(count, 0);
+                qk_plan plan;
+                ASSERT_EQ(qk_gemm_plan_tuned(&device->facts, &g, &tunings[count - 1], &plan, nullptr), QE_OK);
+                qe_tuning_entry e;
+                qe_tuning_key(device, &g, &e);
+                snprintf(e.row, sizeof e.row, "%s", plan.row->name);
+                e.tile_m = tunings[count - 1].tile_m, e.units = tunings[count - 1].units, e.us = 1, e.untuned_us = 2;
+                ASSERT_EQ(qe_tuning_write(path.c_str(), &e, 1, &err), QE_OK) << err.message;
+                tuned += count > 1;
+            }
+        }
+        close();
+        open(sm, path.c_str());
+        {
+            Experts experts(device, c, 4, 141, k);
+            ASSERT_NE(experts.together, nullptr);
+            EXPECT_EQ(qe_linear_choices(experts.single[0]), 3) << "the cache was not read";
+            Buffers b(experts, call);
+            EXPECT_EQ(first_difference(b.together(), want, b), "") << c.name << " sm_" << sm;
+            EXPECT_EQ(first_difference(b.one_by_one(), want, b), "") << c.name << " sm_" << sm << ", one by one";
+        }
+        close();
+    }
+    std::remove(path.c_str());
+    if (strcmp(c.layout, "cuda/any") && c.x_type != QE_CODE_F32) { EXPECT_GT(tuned, 0); }
 }
 INSTANTIATE_TEST_SUITE_P(Cases, CudaGrouped, testing::Range(size_t(0), std::size(cases)),
                          [](const auto &i) { return std::string(cases[i.param].name); });
