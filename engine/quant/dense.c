@@ -23,13 +23,53 @@ void *qe_scratch(size_t bytes, qe_error *err) {
 size_t qe_gemm_scratch_bytes(void) { return sizeof(float) * (MC * KC + KC * NC); }
 
 /* ---- packing ----------------------------------------------------------------------------------------------------- */
-/* Strips of `width` along the first index of v, k-major, filled up with zeros. */
-static void pack(float *out, const float *p, int64_t along, int64_t k_stride, int64_t count, int64_t k, int width,
-                 float sign) {
+/* Rows of consecutive k into a strip, 4 k of 4 or 2 rows at a time; returns the k done. */
+#if defined(__x86_64__)
+static int64_t turn(float *out, const float *p, int64_t along, int64_t k, int width, int rows, float sign) {
+    const __m128 factor = _mm_set1_ps(sign);
+    int64_t i = 0;
+    for (; i + 4 <= k; i += 4, out += 4 * width) {
+        __m128 a = _mm_mul_ps(factor, _mm_loadu_ps(p + i)), b = _mm_mul_ps(factor, _mm_loadu_ps(p + along + i));
+        if (rows == 4) {
+            __m128 c = _mm_mul_ps(factor, _mm_loadu_ps(p + 2 * along + i));
+            __m128 d = _mm_mul_ps(factor, _mm_loadu_ps(p + 3 * along + i));
+            _MM_TRANSPOSE4_PS(a, b, c, d);
+            _mm_storeu_ps(out, a);
+            _mm_storeu_ps(out + width, b);
+            _mm_storeu_ps(out + 2 * width, c);
+            _mm_storeu_ps(out + 3 * width, d);
+        } else {
+            __m128 low = _mm_unpacklo_ps(a, b), high = _mm_unpackhi_ps(a, b);
+            _mm_storel_pi((__m64 *)(void *)out, low);
+            _mm_storeh_pi((__m64 *)(void *)(out + width), low);
+            _mm_storel_pi((__m64 *)(void *)(out + 2 * width), high);
+            _mm_storeh_pi((__m64 *)(void *)(out + 3 * width), high);
+        }
+    }
+    return i;
+}
+#else
+static int64_t turn(float *out, const float *p, int64_t along, int64_t k, int width, int rows, float sign) {
+    (void)out, (void)p, (void)along, (void)k, (void)width, (void)rows, (void)sign;
+    return 0;
+}
+#endif
+
+/* Strips of `width` (a constant, even) along the first index of v, k-major, filled up with zeros. */
+static inline __attribute__((always_inline)) void pack(float *out, const float *p, int64_t along, int64_t k_stride,
+                                                       int64_t count, int64_t k, int width, float sign) {
     for (int64_t at = 0; at < count; at += width) {
         int live = (int)(count - at < width ? count - at : width);
         const float *from = p + at * along;
-        for (int64_t i = 0; i < k; i++) {
+        int64_t i = 0;
+        if (live == width && k_stride == 1) {
+            for (int l = 0; l < width; l += width - l >= 4 ? 4 : 2)
+                i = turn(out + l, from + l * along, along, k, width, width - l >= 4 ? 4 : 2, sign);
+        } else if (live == width && along == 1) {
+            for (; i < k; i++)
+                for (int l = 0; l < width; l++) out[i * width + l] = sign * from[l + i * k_stride];
+        }
+        for (; i < k; i++) {
             for (int l = 0; l < live; l++) out[i * width + l] = sign * from[l * along + i * k_stride];
             for (int l = live; l < width; l++) out[i * width + l] = 0.0f;
         }
