@@ -63,6 +63,9 @@ TEST(Calibration, StaticInputsWithinTwoPercentOfDynamic) {
         EXPECT_LT(fixed.perplexity, 1.02 * dynamic.perplexity) << format;
         EXPECT_GT(fixed.kl_mean, dynamic.kl_mean) << "are the inputs really static?";
     }
+    auto rotated = f.quality(recipe, "rotate+rtn");
+    EXPECT_LT(rotated.perplexity, 1.02 * dynamic.perplexity);
+    EXPECT_LT(rotated.kl_mean, 0.5 * dynamic.kl_mean) << "a rotation makes one scale for all tokens enough";
     Job j = f.job(recipe, "rtn");
     ASSERT_TRUE(is_ok(j.go(f.d.get(), f.source.get()), j.err));
     auto m = model(j.out);

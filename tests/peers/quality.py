@@ -40,6 +40,7 @@ ROWS = [
     ("fp16", None, ""),
     ("w8a8-dynamic", "w8a8", "rtn"),
     ("w8a8-static", STATIC, "rtn"),
+    ("w8a8-static-rotated", STATIC, "rotate+rtn"),
     ("w8a8-smoothquant", "w8a8", "smoothquant+rtn"),
     ("w4a16-g128-rtn", "w4a16-g128", "rtn"),
     ("w4a16-g128-awq", "w4a16-g128", "awq+rtn"),

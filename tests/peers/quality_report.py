@@ -35,6 +35,8 @@ CLAIMS = [
     (within, "w4a8-two-level", "w4a8-fp16-scales", 0.01),
     (within, "w4a8-two-level-gptq", "w4a8-fp16-scales-gptq", 0.01),
     (within, "w8a8-static", "w8a8-dynamic", 0.02),
+    (within, "w8a8-static-rotated", "w8a8-dynamic", 0.02),
+    (closer, "w8a8-static-rotated", "w8a8-static"),
     (below, "int2-qat", "int2-rtn", 0.9),
     (below, "int2-qat", "int2-gptq", 0.9),
     (below, "ternary-qat", "ternary-twn", 0.9),
