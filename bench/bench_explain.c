@@ -83,9 +83,9 @@ static qe_status one_scheme(const explain *e, const bench_scheme *scheme, int64_
         gemm.x = x.quant;
         printf(" m %lld:\n", (long long)gemm.m);
         QE_TRY(qk_gemm_plan(e->gpu, &gemm, &plan, refused, NULL, err));
-        printf("  %-28s chosen: instance %d, grid %u x %u x %u of %u threads, %u bytes shared, %llu workspace\n", plan.row->name,
+        printf("  %-28s chosen: instance %d, grid %u x %u x %u of %u threads, %u bytes shared, %llu workspace%s\n", plan.row->name,
                plan.variant, plan.grid[0], plan.grid[1], plan.grid[2], plan.block, plan.shared_bytes,
-               (unsigned long long)plan.workspace_bytes);
+               (unsigned long long)plan.workspace_bytes, plan.splits == 1 || plan.workspace_bytes ? "" : ", splits summed in clusters");
     }
     return QE_OK;
 }

@@ -221,7 +221,7 @@ typedef struct qk_plan {     /* plain data; equal inputs give equal plans on any
     int32_t  y_type, act;        /* the epilogue, as the qk_gemm asks for it */
     uint32_t flags;
     uint32_t grid[3], block, shared_bytes;
-    uint64_t workspace_bytes;
+    uint64_t workspace_bytes;    /* 0 with splits: summed on chip */
 } qk_plan;
 struct qk_row {
     const char *name;            /* "cuda/w4a8_sm90" */

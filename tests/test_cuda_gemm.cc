@@ -250,6 +250,42 @@ TEST(CudaCluster, OddBands) {
     }
     simt::device().options = {};
 }
+// Any number of splits, summed in a cluster and through the workspace: the same bits, of exact and of float sums.
+TEST(CudaCluster, SplitsSummedOnChipAndInTheWorkspace) {
+    struct Form {
+        const char *scheme;
+        int x_type, blocks; // of 128 columns in a split
+    };
+    const Form forms[] = {{"w8a8", QE_CODE_F16, 4}, {"w4a16_sym", QE_CODE_F16, 8}, {"w4a16_sym", QE_CODE_BF16, 8}};
+    int runs = 0;
+    for (const Form &form : forms)
+        for (const Scheme &s : schemes())
+            for (int splits = 2; splits <= 8 && s.name == std::string(form.scheme); splits += hooks() ? 3 : 1) {
+                const Problem p{splits * 8 - 1, 130, splits * form.blocks * 128, form.x_type, QE_CODE_F16, 0, QK_GEMM_BIAS, true};
+                Tensor t;
+                make_tensor(&t, s, p.n, p.k, 5);
+                Pool cuda(&qk_cuda_backend);
+                const qk_weight w = pack(cuda, shape_of(s, p.n, p.k), t.t);
+                const qk_x x = input(cuda, w, p, 7);
+                const qk_row *row = s.act_group < 0 ? &qk_cuda_w4a16_sm90_row : &qk_cuda_w8a8_sm90_row;
+                const qk_gemm g = gemm_of(w, p, x);
+                simt::device().options.order = simt::Order::Random, simt::device().options.async = simt::Async::Random;
+                simt::device().options.seed = uint64_t(runs) + 1;
+                std::vector<char> y[2];
+                for (int on_chip = 0; on_chip < 2; on_chip++) {
+                    cuda.device.units = on_chip ? 132 : 15; // fewer than a cluster needs
+                    qk_plan plan = qk_plan_begin(row, &g);
+                    row->plan(&cuda.device, &g, &plan);
+                    ASSERT_EQ(plan.workspace_bytes == 0, on_chip == 1);
+                    if (on_chip || form.blocks == 8) { ASSERT_EQ(plan.splits, splits); }
+                    y[on_chip] = run_plan(cuda, w, plan, p, x, 7);
+                }
+                ASSERT_EQ(first_difference(y[1], y[0], p), "") << s.name << " m " << p.m << ", " << splits << " splits";
+                runs++;
+            }
+    EXPECT_EQ(runs, hooks() ? 9 : 21);
+    simt::device().options = {};
+}
 TEST_P(CudaGemm, PacksLosslessly) {
     const Scheme &s = schemes()[GetParam()];
     const int64_t n = 75, k = 304;

@@ -62,7 +62,7 @@ TEST(SimtPtx, EveryKernelGivesTheHostsAnswer) {
             if (c.kernel == tensor_stores)
                 simt::encode_tensor_map_2d(&maps.out, out.p, 1, kOutCols, kOutRows, kOutPitch, 128, 8, 128);
             const simt::Result r = simt::launch_fn([&] { c.kernel(maps, in.p, out.p); }, dim3(1, c.cluster), c.threads, c.shared, o,
-                                                     c.cluster);
+                                                     dim3(1, c.cluster));
             ASSERT_TRUE(r.ok) << c.wrappers << ": " << r.error;
             c.reference(in.p, want.data());
             for (size_t i = 0; i < want.size(); i++) ASSERT_EQ(out.p[i], want[i]) << c.wrappers << ", word " << i;
@@ -72,6 +72,31 @@ TEST(SimtPtx, EveryKernelGivesTheHostsAnswer) {
     std::printf("%d kernels, %d runs\n", int(std::size(kCases)), runs);
 }
 
+// %cluster_ctarank counts x first, z last; whatever axes a cluster lies along, its blocks are neighbours there.
+TEST(SimtPtx, ClustersLieAlongAnyAxis) {
+    struct Shape {
+        dim3 grid, cluster;
+    };
+    const Shape shapes[] = {{{2, 4, 4}, {1, 2, 2}}, {{3, 1, 8}, {1, 1, 8}}, {{4, 3, 2}, {2, 1, 1}}, {{2, 2, 2}, {2, 2, 2}}};
+    int blocks = 0;
+    for (const Shape &s : shapes) {
+        Words out(size_t(s.grid.x) * s.grid.y * s.grid.z);
+        const simt::Result r = simt::launch_fn(
+            [&] {
+                const uint32_t block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+                if (threadIdx.x == 0) out.p[block] = ptx::cluster_rank();
+            },
+            s.grid, dim3(32), 16, {}, s.cluster);
+        ASSERT_TRUE(r.ok) << r.error;
+        for (unsigned z = 0, i = 0; z < s.grid.z; z++)
+            for (unsigned y = 0; y < s.grid.y; y++)
+                for (unsigned x = 0; x < s.grid.x; x++, i++, blocks++)
+                    EXPECT_EQ(out.p[i], (z % s.cluster.z * s.cluster.y + y % s.cluster.y) * s.cluster.x + x % s.cluster.x);
+    }
+    EXPECT_EQ(blocks, 32 + 24 + 24 + 8);
+    const simt::Result odd = simt::launch_fn([] {}, dim3(1, 1, 6), dim3(32), 16, {}, dim3(1, 1, 4));
+    EXPECT_FALSE(odd.ok);
+}
 // Collectives of CUDA C++ itself that the kernels call: the emulator has an answer of its own for them, too.
 std::set<std::string> called_collectives() {
     std::set<std::string> names;

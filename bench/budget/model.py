@@ -1,7 +1,7 @@
 """From a kernel's SASS to counts per k-block (static), and from those and a plan to a predicted time."""
 import math, re
 
-from rates import ARCH, GPU, LAUNCH, WGMMA_DRAIN
+from rates import ARCH, GPC, GPU, LAUNCH, WGMMA_DRAIN
 from sass import BULK, between, macs, mma, pick, pipe, width
 
 PIPES = "alu heavy fma half xu uni".split()
@@ -137,6 +137,17 @@ def step_of(row, g, blocks, live):
     return per[binds], binds
 
 
+def splits_seconds(plan, g, rows, tok):
+    """What adding the sums of splits costs: a second kernel and the workspace through L2, or reads inside clusters."""
+    splits, m, n = plan["splits"], plan["m"], plan["n"]
+    if splits == 1:
+        return 0
+    if plan["workspace"]:
+        return REDUCE + 2 * splits * m * n * 4 / (g["l2"] * g["clk"])
+    read = min(m, tok) * rows * 4 * (splits - 1) / splits
+    return (3 * g["hop"] + read / g["peer"]) / g["clk"]  # a barrier, the loads, a barrier
+
+
 def predict(row, plan, gpu):
     """Seconds of one plan on one GPU and what binds. Blocks are tiles x splits; tokens x rows x k of the problem."""
     g = GPU[gpu]
@@ -146,6 +157,8 @@ def predict(row, plan, gpu):
     blocks = math.ceil(n / rows) * math.ceil(m / tok) * plan["splits"]
     kb = math.ceil(math.ceil(k / bk) / plan["splits"])
     slots = g["sms"] * occ
+    if plan["splits"] > 1 and not plan["workspace"]:
+        slots = g["sms"] // GPC * (GPC // plan["splits"]) * plan["splits"]
     full, rest = divmod(blocks, slots)  # whole waves, and a last one with fewer blocks on an SM
     live, rest_live = min(occ, math.ceil(blocks / g["sms"])), math.ceil(rest / g["sms"])
     step, binds = step_of(row, g, min(blocks, slots), live)
@@ -162,8 +175,7 @@ def predict(row, plan, gpu):
     seconds = max(memory, run)
     if memory > run:
         binds = "dram" if reach == 1 else "flight"
-    if plan["splits"] > 1:
-        seconds += REDUCE + 2 * plan["splits"] * m * n * 4 / (g["l2"] * g["clk"])
+    seconds += splits_seconds(plan, g, rows, tok)
     if plan["row"].startswith("cuda/dense"): # what must be read is the packed weight
         data = plan["packed"] + m * k * 2 + out
         if plan["written"]:

@@ -15,7 +15,7 @@ typedef struct qk_cuda_launch {
     const size_t *arg_bytes; /* sizes of the arguments, for who keeps them (emulator) */
     uint32_t arg_count;
     uint32_t grid[3], block, shared_bytes;
-    uint32_t cluster; /* neighbours along y that run together; 0 and 1: none */
+    uint32_t cluster[2]; /* neighbours along y and along z that run together; 0 and 1: none */
 } qk_cuda_launch;
 
 typedef struct qk_cuda_api {

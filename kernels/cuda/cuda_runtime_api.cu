@@ -62,11 +62,13 @@ int launch(const qk_cuda_launch *l, void *stream) {
     }
     cudaLaunchAttribute cluster{};
     cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = 1, cluster.val.clusterDim.y = l->cluster, cluster.val.clusterDim.z = 1;
+    cluster.val.clusterDim.x = 1;
+    cluster.val.clusterDim.y = l->cluster[0] > 1 ? l->cluster[0] : 1;
+    cluster.val.clusterDim.z = l->cluster[1] > 1 ? l->cluster[1] : 1;
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(l->grid[0], l->grid[1], l->grid[2]), config.blockDim = dim3(l->block);
     config.dynamicSmemBytes = l->shared_bytes, config.stream = static_cast<cudaStream_t>(stream);
-    config.attrs = &cluster, config.numAttrs = l->cluster > 1;
+    config.attrs = &cluster, config.numAttrs = l->cluster[0] > 1 || l->cluster[1] > 1;
     return reported(cudaLaunchKernelExC(&config, l->kernel, l->args));
 }
 int tensor_map(void *map, const void *base, uint64_t cols, uint64_t rows, uint64_t pitch, uint32_t box_rows) {

@@ -11,11 +11,12 @@
 // slot then is free when both blocks' consumers have left it, and no block ends before the other's last arrival.
 //
 // Float sums restart in every chunk of k (quantization.md 7.4), inside the block or as splits of the grid: the same bits.
+// Splits are summed in the shared memory of a cluster where that takes no more waves, else through the workspace.
 //
 // Formats that promote keep codes unscaled in the product: where a unit of columns ends, its sums are scaled in fp32. wgmma
 // must be idle for that, so the next unit's fragments are unpacked before the wait, and the other warpgroup multiplies.
 #pragma once
-#include "output.cuh"
+#include "cluster_sums.cuh"
 
 namespace qk_cuda {
 namespace sm90 {
@@ -291,6 +292,15 @@ __global__ void __launch_bounds__(Config<F, kTok>::kThreads, 1)
     ptx::named_bar_sync(1, kConsumers); // the ring is idle: it becomes the tile of sums
 #pragma unroll
     for (int j = 0; j < kTok / 8; j++) put_fragment<kRows>(smem, warp, tid % 32, j, acc + j * 4);
+    if (kCluster == 1 && gridDim.z > 1 && !partial.sums) {
+        ptx::cluster_arrive();
+        ptx::cluster_wait();
+        store_cluster_tile<kRows, kTok, Acc>(base, tid, kConsumers, int(gridDim.z), a.m, rows.first,
+                                             int64_t(blockIdx.y) * kRows, a.output);
+        ptx::cluster_arrive(); // a block's tile stays until the others have read it
+        ptx::cluster_wait();
+        return;
+    }
     ptx::named_bar_sync(1, kConsumers);
     if (kCluster == 1 || int64_t(blockIdx.y) * kRows < a.output.out.n) // sums of an idle block would leave their row
         store_tile<kRows, kTok>(smem, tid, kConsumers, a.m, rows.first, int64_t(blockIdx.y) * kRows,
@@ -307,15 +317,26 @@ inline int tile_of(int64_t m, int largest) {
     while (i < largest && m > kTiles[i]) i++;
     return i;
 }
+inline int64_t tile_count(const qk_gemm *g, int tokens) {
+    return (g->w.n + kRows - 1) / kRows * ((g->m + tokens - 1) / tokens);
+}
+// Whether the splits of k of an instance are summed in clusters, else the workspace takes their sums.
+inline bool sums_in_cluster(const qk_device *device, const qk_gemm *g, int instance, int splits, qk_why *why) {
+    if (instance == kClustered) return qk_no(why, "the blocks of a cluster share tokens");
+    return clusters_fit(device, tile_count(g, kTiles[instance]), splits, why);
+}
 // Blocks of k a split takes. Where tiles fill less than half of the device, k is cut until they fill it, or at chunk
 // borders; else sums stay on chip. By tiles, not by m, so that the time has no step where m leaves the decode path.
-inline int split_blocks_of(const qk_device *device, const qk_gemm *g, int tokens, int chunk_blocks) {
-    const int64_t tiles = (g->w.n + kRows - 1) / kRows * ((g->m + tokens - 1) / tokens);
+// A few units less are no loss where the splits then are a cluster: the weights' bytes bind, and no second kernel runs.
+inline int split_blocks_of(const qk_device *device, const qk_gemm *g, int instance, int chunk_blocks) {
+    const int64_t tiles = tile_count(g, kTiles[instance]);
     const int blocks = int((g->w.k + kBlockK - 1) / kBlockK);
     if (g->m > kTiles[1] ? tiles * 2 > device->units : tiles >= device->units) return blocks;
     if (chunk_blocks) return chunk_blocks;
-    int splits = device->units / tiles < 8 ? int(device->units / tiles) : 8;
+    int splits = device->units / tiles < kClusterBlocks ? int(device->units / tiles) : kClusterBlocks;
     while (splits > 1 && blocks / splits < 4) splits--; // a split fills at least half of its ring
+    for (int fewer = splits; 2 * fewer > splits; fewer--)
+        if (sums_in_cluster(device, g, instance, fewer, nullptr)) return (blocks + fewer - 1) / fewer;
     return (blocks + splits - 1) / splits;
 }
 template <class F> uint32_t shared_bytes_of(int instance) {
@@ -333,17 +354,18 @@ template <class F> uint32_t threads_of(int instance) {
 template <class F>
 void plan_of(const qk_device *device, const qk_gemm *g, int largest, int chunk_blocks, qk_plan *out) {
     int instance = tile_of(qk_tile_m(g), largest);
-    const int tokens = kTiles[instance], bands = int((g->w.n + kRows - 1) / kRows);
+    const int bands = int((g->w.n + kRows - 1) / kRows);
     // An odd band costs an idle block.
     if (F::kCluster > 1 && instance == 3 && (bands % F::kCluster == 0 || bands >= 8 * F::kCluster)) instance = kClustered;
-    const int blocks = int((g->w.k + kBlockK - 1) / kBlockK), split = split_blocks_of(device, g, tokens, chunk_blocks);
+    const int blocks = int((g->w.k + kBlockK - 1) / kBlockK), split = split_blocks_of(device, g, instance, chunk_blocks);
     out->variant = instance;
     out->splits = (blocks + split - 1) / split;
-    out->grid[0] = uint32_t((g->m + tokens - 1) / tokens), out->grid[1] = uint32_t(bands);
+    out->grid[0] = uint32_t((g->m + kTiles[instance] - 1) / kTiles[instance]), out->grid[1] = uint32_t(bands);
     if (instance == kClustered) out->grid[1] = uint32_t((bands + F::kCluster - 1) / F::kCluster * F::kCluster);
     out->grid[2] = uint32_t(out->splits);
     out->block = threads_of<F>(instance), out->shared_bytes = shared_bytes_of<F>(instance);
-    if (out->splits > 1) out->workspace_bytes = uint64_t(out->splits) * uint64_t(g->m) * uint64_t(partial_ld(g->w.n)) * 4;
+    if (out->splits > 1 && !sums_in_cluster(device, g, instance, out->splits, nullptr))
+        out->workspace_bytes = uint64_t(out->splits) * uint64_t(g->m) * uint64_t(partial_ld(g->w.n)) * 4;
 }
 template <class F, int kTok, int kCluster = 1>
 qe_status launch_tile(const qk_plan *plan, const qk_gemm_args *args, const Args<F> &a, const qk_queue *queue, const char *name,
@@ -355,11 +377,13 @@ qe_status launch_tile(const qk_plan *plan, const qk_gemm_args *args, const Args<
     const int code = qk_cuda_api_now()->tensor_map(&map, x.data, uint64_t(x.k) * F::kXBytes, uint64_t(x.m),
                                                    uint64_t(x.ld) * F::kXBytes, kTok / kCluster);
     if (code) return qk_cuda_fail(code, "encoding a tensor map", err);
-    const Partial<Acc> partial{plan->splits > 1 ? static_cast<Acc *>(args->workspace) : nullptr,
+    const bool in_cluster = plan->splits > 1 && !plan->workspace_bytes;
+    const Partial<Acc> partial{plan->splits > 1 && !in_cluster ? static_cast<Acc *>(args->workspace) : nullptr,
                                partial_ld(args->w->shape.n)};
+    const dim3 cluster(1, kCluster, in_cluster ? uint32_t(plan->splits) : 1);
     const dim3 grid(tiles_of(args, kTok), plan->grid[1], plan->grid[2]);
     const qe_status status =
-        launch_cluster(gemm<F, kTok, kCluster>, grid, kCluster, C::kThreads, C::kSharedBytes, queue, name, err, map, a, partial);
+        launch_cluster(gemm<F, kTok, kCluster>, grid, cluster, C::kThreads, C::kSharedBytes, queue, name, err, map, a, partial);
     if (status != QE_OK || !partial.sums) return status;
     return launch_reduce<Acc>(plan, args, a.output, queue, name, err);
 }

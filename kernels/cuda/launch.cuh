@@ -29,9 +29,10 @@ template <class... P> void invoke(const void *kernel, void **args) {
 }
 #endif
 
-// Arguments must have exactly the kernel's parameter types: their addresses are passed. cluster: blocks along y.
+// Arguments must have exactly the kernel's parameter types: their addresses are passed. cluster: blocks along y and z that
+// run together.
 template <class... P>
-qe_status launch_cluster(void (*kernel)(P...), dim3 grid, uint32_t cluster, uint32_t block, size_t shared_bytes, const qk_queue *queue,
+qe_status launch_cluster(void (*kernel)(P...), dim3 grid, dim3 cluster, uint32_t block, size_t shared_bytes, const qk_queue *queue,
                  const char *name, qe_error *err, std::decay_t<P>... args) {
     void *pointers[] = {static_cast<void *>(&args)...};
     qk_cuda_launch l{};
@@ -42,7 +43,7 @@ qe_status launch_cluster(void (*kernel)(P...), dim3 grid, uint32_t cluster, uint
 #endif
     l.args = pointers;
     l.grid[0] = grid.x, l.grid[1] = grid.y, l.grid[2] = grid.z;
-    l.block = block, l.cluster = cluster;
+    l.block = block, l.cluster[0] = cluster.y, l.cluster[1] = cluster.z;
     l.shared_bytes = uint32_t(shared_bytes);
     QK_RANGE_PUSH(name);
     qe_status status = qk_cuda_enqueue(&l, queue, name, err);
@@ -52,7 +53,7 @@ qe_status launch_cluster(void (*kernel)(P...), dim3 grid, uint32_t cluster, uint
 template <class... P>
 qe_status launch(void (*kernel)(P...), dim3 grid, uint32_t block, size_t shared_bytes, const qk_queue *queue,
                  const char *name, qe_error *err, std::decay_t<P>... args) {
-    return launch_cluster<P...>(kernel, grid, 1, block, shared_bytes, queue, name, err, args...);
+    return launch_cluster<P...>(kernel, grid, dim3(1), block, shared_bytes, queue, name, err, args...);
 }
 
 } // namespace qk_cuda

@@ -184,6 +184,12 @@ PTX_FN uint32_t cluster_addr(uint32_t addr, uint32_t rank) {
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(addr), "r"(rank));
     return r;
 }
+PTX_FN void lds128_cluster(uint32_t (&r)[4], uint32_t addr) { // of any block of the cluster
+    asm volatile("ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(addr)
+                 : "memory");
+}
 PTX_FN void cluster_arrive() {
     asm volatile("barrier.cluster.arrive.release;" ::: "memory");
 }

@@ -1,4 +1,4 @@
-// Clusters of two blocks: arrivals at each other's barriers, boxes sent to both. Included by ptx_conformance.cuh.
+// Clusters: arrivals at each other's barriers, loads from each other's memory, boxes sent to both. Included by ptx_conformance.cuh.
 #pragma once
 
 namespace conformance {
@@ -28,6 +28,34 @@ inline void want_cluster_barriers(const uint32_t *in, uint32_t *want) {
             want[r * 32 + l] = in[r * 32 + l];
             want[64 + r * 32 + l] = in[(r ^ 1) * 32 + 31 - l] + r;
         }
+}
+// Four blocks: every block adds up what all of them hold, read from their shared memory.
+CONFORMANCE_KERNEL(cluster_loads) {
+#if PTX_SM90
+    PTX_DYN_SMEM(uint32_t, s);
+    const uint32_t l = threadIdx.x, rank = ptx::cluster_rank();
+    for (uint32_t i = 0; i < 4; i++) s[l * 4 + i] = in[rank * 128 + l * 4 + i];
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+    uint32_t sum[4] = {};
+    for (uint32_t from = 0; from < 4; from++) {
+        uint32_t r[4];
+        ptx::lds128_cluster(r, ptx::cluster_addr(ptx::smem_addr(s), from) + (l ^ from) * 16);
+        for (uint32_t i = 0; i < 4; i++) sum[i] += r[i] << from;
+    }
+    for (uint32_t i = 0; i < 4; i++) out[rank * 128 + l * 4 + i] = sum[i] + rank;
+    ptx::cluster_arrive(); // no block leaves before the others have read
+    ptx::cluster_wait();
+#endif
+}
+inline void want_cluster_loads(const uint32_t *in, uint32_t *want) {
+    for (uint32_t rank = 0; rank < 4; rank++)
+        for (uint32_t l = 0; l < 32; l++)
+            for (uint32_t i = 0; i < 4; i++) {
+                uint32_t sum = rank;
+                for (uint32_t from = 0; from < 4; from++) sum += in[from * 128 + (l ^ from) * 4 + i] << from;
+                want[rank * 128 + l * 4 + i] = sum;
+            }
 }
 // Box r comes from block r for both; a third from each block for the other one alone.
 CONFORMANCE_MAPPED(multicasts) {

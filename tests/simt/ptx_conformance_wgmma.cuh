@@ -129,6 +129,7 @@ static const Case kCases[] = {
      kOutPitch *kOutRows / 4, kBytes, want_tensor_stores},
     {"cluster_rank cluster_addr cluster_arrive cluster_wait mbar_arrive_cluster mbar_wait_cluster", cluster_barriers, 32,
      8, 64, 128, kBytes, want_cluster_barriers, 2},
+    {"lds128_cluster", cluster_loads, 32, 512, 512, 512, kBytes, want_cluster_loads, 4},
     {"tma_load_2d_multicast", multicasts, 32, 3080, kMapPitch * kMapRows / 4, 1536, kBytes, want_multicasts, 2},
     CONFORMANCE_WGMMA4(wgmma_rs_u8s8, kRsU8),
     CONFORMANCE_WGMMA4(wgmma_rs_s8s8, kRsS8),

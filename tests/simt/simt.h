@@ -49,9 +49,9 @@ struct Result {
     std::string error; // first failure: what, where (file:line), which thread
 };
 
-// cluster: so many blocks, neighbours along grid.y, run together and reach each other's shared memory.
+// cluster: so many neighbours along each axis of the grid run together and reach each other's shared memory.
 Result launch_fn(const std::function<void()> &body, dim3 grid, dim3 block, size_t smem_bytes, const Options &opt,
-                 unsigned cluster = 1);
+                 dim3 cluster = dim3(1));
 
 template <class... P, class... A>
 Result launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, const Options &o, const A &...args) {

@@ -25,6 +25,16 @@ Block *cluster_block(uint32_t addr, uint32_t *local, Loc loc) {
     return b;
 }
 
+void lds_cluster(void *r, uint32_t bytes, uint32_t addr, Loc loc) {
+    uint32_t local;
+    Block *b = cluster_block(addr, &local, loc);
+    smem_ptr(local, bytes, bytes, loc, "ld.shared::cluster");
+    if (b == self_block())
+        race_access(self(), local - kSmemBase, bytes, false, loc, "ld.shared::cluster");
+    else
+        race_remote_read(self(), b, local - kSmemBase, bytes, loc, "ld.shared::cluster");
+    std::memcpy(r, b->smem + (local - kSmemBase), bytes);
+}
 void cluster_check(Cluster &c) {
     unsigned live = 0;
     for (Block *b : c.blocks) live += b->live;

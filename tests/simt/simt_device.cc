@@ -55,7 +55,7 @@ int launch(const qk_cuda_launch *l, void *) {
     device().launches++;
     simt::Result r = simt::launch_fn([&] { l->invoke(l->kernel, l->args); }, dim3(l->grid[0], l->grid[1], l->grid[2]),
                                      dim3(l->block), l->shared_bytes, device().options,
-                                     l->cluster ? l->cluster : 1);
+                                     dim3(1, std::max(l->cluster[0], 1u), std::max(l->cluster[1], 1u)));
     if (r.ok) return 0;
     device().error = r.error;
     return kFailed;

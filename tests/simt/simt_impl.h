@@ -202,6 +202,8 @@ void race_release(Thread *t, std::vector<uint32_t> &into);
 void race_acquire(Thread *t, const std::vector<uint32_t> &from);
 void race_syncwarp(Warp *w);
 void race_proxy_fence(Thread *t);
+void race_remote_read(Thread *t, Block *b, uint32_t off, unsigned n, Loc loc, const char *what);
+void race_block_ends(Block *b); // reads of other blocks are ordered before its end
 void race_remote_arrive(Thread *t, Block *b, uint32_t off, Loc loc);
 void race_async_write_begin(Thread *t, Block *b, uint32_t off, unsigned n, bool bulk, Loc loc, const char *what);
 void race_cp_async_done(Thread *t, uint32_t off, unsigned n);

@@ -23,6 +23,7 @@ static void fiber_main() {
     (*r->body)();
     Thread *t = r->cur;
     on_thread_exit(t);
+    if (t->block->live == 1) race_block_ends(t->block);
     Warp *w = t->warp;
     for (auto &x : w->rdv)
         if (x.open && (x.mask >> t->lane & 1))
@@ -90,20 +91,21 @@ static void setup_block(Runner *r, Block *b, dim3 bid, dim3 bdim, dim3 gdim) {
     }
 }
 
-// The blocks of one cluster, neighbours along y.
-static void setup_cluster(Runner *r, std::vector<std::unique_ptr<Block>> &pool, uint64_t group, unsigned size, dim3 bdim,
+// The blocks of one cluster, neighbours in the grid; ranks count x first, z last.
+static void setup_cluster(Runner *r, std::vector<std::unique_ptr<Block>> &pool, uint64_t group, dim3 size, dim3 bdim,
                           dim3 gdim) {
     auto cluster = std::make_shared<Cluster>();
-    const unsigned rows = gdim.y / size;
-    for (unsigned rank = 0; rank < size; rank++) {
+    const unsigned along_x = gdim.x / size.x, along_y = gdim.y / size.y;
+    const dim3 first(unsigned(group % along_x) * size.x, unsigned(group / along_x % along_y) * size.y,
+                     unsigned(group / along_x / along_y) * size.z);
+    for (unsigned rank = 0; rank < size.x * size.y * size.z; rank++) {
         auto b = std::move(pool.back());
         pool.pop_back();
         b->cluster = cluster;
         b->rank = rank;
         cluster->blocks.push_back(b.get());
         setup_block(r, b.get(),
-                    dim3(unsigned(group % gdim.x), unsigned(group / gdim.x % rows) * size + rank,
-                         unsigned(group / gdim.x / rows)),
+                    dim3(first.x + rank % size.x, first.y + rank / size.x % size.y, first.z + rank / size.x / size.y),
                     bdim, gdim);
         r->blocks.push_back(std::move(b));
     }
@@ -161,13 +163,16 @@ static void run_resident(Runner *r) {
 }
 
 Result launch_fn(const std::function<void()> &body, dim3 grid, dim3 block, size_t smem_bytes, const Options &opt,
-                 unsigned cluster) {
+                 dim3 cluster_of) {
+    const unsigned cluster = cluster_of.x * cluster_of.y * cluster_of.z;
     const uint64_t nblocks = uint64_t(grid.x) * grid.y * grid.z;
     const unsigned resident = (unsigned(opt.resident) + cluster - 1) / (cluster ? cluster : 1); // clusters
     const unsigned nt = block.x * block.y * block.z;
     if (nt == 0 || nt > 1024 || nblocks == 0) return {false, "bad launch shape"};
     if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) return {false, "more blocks than a grid holds"};
-    if (cluster == 0 || cluster > 8 || grid.y % cluster) return {false, "grid.y is no multiple of the cluster"};
+    if (cluster == 0 || cluster > 8) return {false, "a cluster of more than 8 blocks, or of none"};
+    if (grid.x % cluster_of.x || grid.y % cluster_of.y || grid.z % cluster_of.z)
+        return {false, "the grid is no multiple of the cluster"};
     if (smem_bytes > 227 * 1024) return {false, "more than 227 KiB of shared memory"};
     std::atomic<uint64_t> next{0};
     std::mutex m;
@@ -192,7 +197,7 @@ Result launch_fn(const std::function<void()> &body, dim3 grid, dim3 block, size_
             for (unsigned i = 0; i < resident; i++) {
                 const uint64_t group = next.fetch_add(1);
                 if (group >= nblocks / cluster) break;
-                setup_cluster(&r, pool, group, cluster, block, grid);
+                setup_cluster(&r, pool, group, cluster_of, block, grid);
             }
             for (auto &b : r.blocks) race_begin(b.get(), opt.racecheck); // knows the whole cluster
             if (r.blocks.empty()) break;

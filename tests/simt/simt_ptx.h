@@ -22,6 +22,7 @@ void mma(Mma kind, void *d, const uint32_t *a, const uint32_t *b, Loc loc);
 void mbar_arrive_cluster(uint32_t bar, Loc loc);
 uint32_t cluster_rank();
 uint32_t cluster_addr(uint32_t addr, uint32_t rank, Loc loc);
+void lds_cluster(void *r, uint32_t bytes, uint32_t addr, Loc loc);
 void cluster_arrive(Loc loc);
 void cluster_wait(Loc loc);
 void mbar_init(uint32_t bar, uint32_t count, Loc loc);
@@ -162,6 +163,9 @@ inline uint32_t cluster_rank() {
 }
 inline uint32_t cluster_addr(uint32_t addr, uint32_t rank, SIMT_LOC) {
     return simt::cluster_addr(addr, rank, loc);
+}
+inline void lds128_cluster(uint32_t (&r)[4], uint32_t addr, SIMT_LOC) {
+    simt::lds_cluster(r, 16, addr, loc);
 }
 inline void cluster_arrive(SIMT_LOC) {
     simt::cluster_arrive(loc);

@@ -49,6 +49,13 @@ struct Byte {
     Loc w_loc;
 };
 
+struct PeerRead { // of this block's bytes, by a warp of another block
+    uint32_t off, n;
+    unsigned agent;
+    uint32_t clock;
+    Loc loc;
+};
+
 struct RaceState {
     unsigned warps = 0, first = 0, agents = 0; // agents first .. first + warps + 64 of the cluster's are this block's
     std::vector<Byte> bytes;
@@ -56,6 +63,7 @@ struct RaceState {
     std::vector<std::vector<uint32_t>> vc;       // per warp
     std::vector<std::vector<uint32_t>> fence_vc; // per warp: what its last proxy fence had seen
     std::vector<uint32_t> epoch, slot_clock;
+    std::vector<PeerRead> peer_reads;
 };
 
 void race_begin(Block *b, bool enabled) {
@@ -105,6 +113,16 @@ static const char *agent_name(const RaceState *s, unsigned a, char *buf) {
     return buf;
 }
 
+static void check_peer_reads(const RaceState *s, const std::vector<uint32_t> &vc, uint32_t off, unsigned n, Loc loc,
+                             const char *what) {
+    char nm[32];
+    const unsigned per_block = s->warps + 64;
+    for (const PeerRead &r : s->peer_reads)
+        if (r.off < off + n && off < r.off + r.n && vc[r.agent] < r.clock)
+            fail(loc, "race: %s of shared byte %u is not ordered after its read by %s of block %u (%s)", what,
+                 std::max(off, r.off), agent_name(s, r.agent, nm), r.agent / per_block, where(r.loc).c_str());
+}
+
 // proxy: the access goes through the async proxy (wgmma operand, TMA)
 // s: the block whose bytes they are, perhaps another of the thread's cluster
 static void check(Thread *t, RaceState *s, uint32_t off, unsigned n, bool write, bool proxy, Loc loc, const char *what) {
@@ -112,6 +130,7 @@ static void check(Thread *t, RaceState *s, uint32_t off, unsigned n, bool write,
     unsigned w = t->warp->index, me = own->first + w;
     auto &vc = own->vc[w];
     char nm[32];
+    if (write && !s->peer_reads.empty()) check_peer_reads(s, vc, off, n, loc, what);
     for (uint32_t i = off; i < off + n; i++) {
         Byte &b = s->bytes[i];
         if (b.in_flight == 1)
@@ -174,6 +193,22 @@ void race_access(Thread *t, uint32_t off, unsigned n, bool write, Loc loc, const
             b.r_epoch = s->epoch[w];
         }
     }
+}
+void race_remote_read(Thread *t, Block *b, uint32_t off, unsigned n, Loc loc, const char *what) {
+    RaceState *s = b->race.get(), *own = t->block->race.get();
+    if (!s) return;
+    check(t, s, off, n, false, false, loc, what);
+    const unsigned me = own->first + t->warp->index;
+    s->peer_reads.push_back({off, n, me, own->vc[t->warp->index][me], loc});
+}
+void race_block_ends(Block *b) {
+    RaceState *s = b->race.get();
+    if (!s) return;
+    std::vector<uint32_t> seen(s->agents, 0);
+    for (const auto &vc : s->vc) join(seen, vc);
+    for (const PeerRead &r : s->peer_reads)
+        if (seen[r.agent] < r.clock)
+            fail(r.loc, "race: block %u of the cluster may end before this read of its shared byte %u", b->rank, r.off);
 }
 void race_remote_arrive(Thread *t, Block *b, uint32_t off, Loc loc) {
     if (RaceState *s = b->race.get()) check(t, s, off, 8, false, false, loc, "mbarrier.arrive");
