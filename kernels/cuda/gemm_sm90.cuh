@@ -61,6 +61,10 @@ template <class F, int kTok> struct Config {
     static constexpr int kBars = (kRing > kTile ? kRing : kTile) / 8 * 8 + 8;
     static constexpr int kTotals = kBars + 2 * kStages * 8;
     static constexpr int kSharedBytes = kTotals + kTotalBytes;
+    // Two blocks of few tokens share a unit where memory allows: ptxas is told, else it takes registers for one. Units
+    // count warps by fours, ptxas does not.
+    static constexpr int kBlocks = kTok == 16 && !F::kTotals && 2 * (kSharedBytes + 1024) <= 233472 ? 2 : 1;
+    static constexpr int kBound = kBlocks == 1 ? kThreads : (kThreads + 127) / 128 * 128;
     static_assert(kStages >= 2 && kSharedBytes <= 232448 && kW % 1024 == 0, "a ring of at least two stages");
 };
 
@@ -229,7 +233,7 @@ PTX_FN void consume_units(const Args<F> &a, const typename F::State &state, uint
 #endif
 
 template <class F, int kTok, int kCluster = 1>
-__global__ void __launch_bounds__(Config<F, kTok>::kThreads, 1)
+__global__ void __launch_bounds__(Config<F, kTok>::kBound, Config<F, kTok>::kBlocks)
     gemm(const __grid_constant__ CUtensorMap map, const __grid_constant__ Args<F> args,
          const Partial<typename F::Acc> partial) {
 #if PTX_SM90
