@@ -109,19 +109,20 @@ std::set<std::string> called_collectives() {
     EXPECT_FALSE(names.empty());
     return names;
 }
-// What ptx.cuh defines: PTX_FN functions, and the names its wgmma macros expand.
+// What ptx.cuh defines: PTX_FN functions, and the names its wgmma macros expand (WG_KEEP has none of 256).
 std::set<std::string> defined_wrappers() {
     std::ifstream file(QE_SOURCE_DIR "/kernels/cuda/ptx.cuh");
     EXPECT_TRUE(file.good());
     std::set<std::string> names;
     const std::regex function("^(?:template <[^>]*> )?PTX_FN [a-z0-9_ ]*?([a-z0-9_]+)\\("),
-        all("^WG_(?:ALL|SS16)\\(([a-z0-9_]+), "), one("^WG_SS\\(([a-z0-9_]+), ([0-9]+), ");
+        all("^WG_(ALL|KEEP|SS16)\\(([a-z0-9_]+), "), one("^WG_SS\\(([a-z0-9_]+), ([0-9]+), ");
     std::smatch m;
     for (std::string line; std::getline(file, line);) {
         if (std::regex_search(line, m, function) && line.back() != ';') names.insert(m[1]);
         if (std::regex_search(line, m, one)) names.insert(m[1].str() + "<" + m[2].str() + ">");
         if (std::regex_search(line, m, all))
-            for (const char *n : {"<16>", "<64>", "<128>", "<256>"}) names.insert(m[1].str() + n);
+            for (const char *n : {"<16>", "<64>", "<128>", "<256>"})
+                if (m[1] != "KEEP" || std::strcmp(n, "<256>")) names.insert(m[2].str() + n);
         if (line.find("wgmma_desc(uint32_t") != std::string::npos) names.insert("wgmma_desc");
     }
     return names;

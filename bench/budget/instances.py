@@ -16,7 +16,7 @@ def block_bytes(family, units, detail=""):
         return CODES + units * 128, CODES + units * 128
     if family == "w4a16":
         return CODES + units * 128, CODES + units * 192
-    if detail.startswith("Codes8"):
+    if detail == "WxCodes8":
         return 2 * CODES + units * 256, 2 * CODES + units * 320
     return CODES + units * 256, CODES + units * 256
 
@@ -61,13 +61,12 @@ def tile_of(name):
     """Name as in the table ('gemm_w4a8_sm90: sm90::gemm<w4a8_sm90::Format<4>, 128>'), or None: no GEMM with tiles."""
     if m := re.search(r"sm90::gemm<(\w+)_sm90::Format(?:<(\d)>)?, (\d+)(?:, (\d+))?>", name):
         return tile90(m[1], int(m[2] or 1), int(m[3]), int(m[4] or 1))
-    if m := re.search(r"sm90::gemm<w4a16_sm90::Bfloat<(\d)>, (\d+)(?:, (\d+))?>", name):
-        return tile90("w4a16", int(m[1]), int(m[2]), int(m[3] or 1), "Bfloat")
-    if m := re.search(r"sm90::gemm<wxa16_sm90::Format<(?:\w+::)?(\w+), \w+, (\d)>, (\d+)(?:, (\d+))?>", name):
-        return tile90("wxa16", int(m[2]), int(m[3]), int(m[4] or 1), m[1])
-    if m := re.search(r"sm80::gemm<(w4a8|w4a16|wxa16)(?:_sm80)?::(\w+)<(?:\w+, )?(\d)>, (\d+)>", name):
-        units = int(m[3])
-        return tile80(m[1], units, int(m[4]), m[2])
+    if m := re.search(r"sm90::gemm_units<w4a16_sm90::Bfloat<(\d)>, (\d+)>", name):
+        return tile90("w4a16", int(m[1]), int(m[2]), 1, "Bfloat")
+    if m := re.search(r"sm90::gemm_units<wxa16_sm90::Format<(?:\w+::)?(\w+), \w+, (\d)>, (\d+)>", name):
+        return tile90("wxa16", int(m[2]), int(m[3]), 1, m[1])
+    if m := re.search(r"sm80::gemm<(w4a8|w4a16|wxa16)(?:_sm80)?::(\w+)<(?:(\w+), )?(?:\w+, )?(\d)>, (\d+)>", name):
+        return tile80(m[1], int(m[4]), int(m[5]), m[3] if m[2] == "Format" and m[1] == "wxa16" else m[2])
     if m := re.search(r"dense_sm90::gemm<\w+, (\d+), (\d)>", name):
         return dense(int(m[1]), int(m[2]), True)
     if m := re.search(r"dense_sm80::gemm<\w+, (\d+)>", name):
@@ -94,15 +93,14 @@ def of_plan(plan):
     group, k = plan["group"], plan["k"]
     units = 1 if group == 0 or group >= k or group % 128 == 0 else 4
     tok = TOKENS[sm][plan["variant"]]
+    kind, bf16 = "WxCodes8" if plan["bits"] > 4 else "WxTable4", "true" if plan["bf16"] else "false"
+    wide = f"Format<{kind}, {bf16}, {1 if units == 1 else 8 if group % 32 else 4 if group % 64 or plan['bits'] > 4 else 2}>"
     if sm == "sm90":
         cluster = 2 if plan["variant"] == 4 else 1
         if family == "wxa16":
-            units = 8 if units == 4 and group % 32 else units
-            kind = "WxCodes8" if plan["bits"] > 4 else "WxTable4"
-            bf16 = "true" if plan["bf16"] else "false"
-            return f"gemm_wxa16_sm90: sm90::gemm<wxa16_sm90::Format<{kind}, {bf16}, {units}>, {tok}, {cluster}>"
+            return f"gemm_wxa16_sm90: sm90::gemm_units<wxa16_sm90::{wide}, {tok}>"
         if family == "w4a16" and plan["bf16"]:
-            return f"gemm_w4a16_sm90: sm90::gemm<w4a16_sm90::Bfloat<{units}>, {tok}, {cluster}>"
+            return f"gemm_w4a16_sm90: sm90::gemm_units<w4a16_sm90::Bfloat<{units}>, {tok}>"
         form = "" if family == "w8a8" else f"<{units}>"
         return f"gemm_{family}_sm90: sm90::gemm<{family}_sm90::Format{form}, {tok}, {cluster}>"
     if family == "w8a8":
@@ -111,6 +109,4 @@ def of_plan(plan):
         return f"gemm_w4a8_sm80: sm80::gemm<w4a8_sm80::Format<{units}>, {tok}>"
     if family == "w4a16":
         return f"gemm_w4a16_sm80: sm80::gemm<w4a16::{'Bfloat' if plan['bf16'] else 'Half'}<{units}>, {tok}>"
-    kind = "Codes8" if plan["bits"] > 4 else "Table4"
-    units = 8 if units == 4 and group % 32 else units
-    return f"gemm_wxa16_sm80: sm80::gemm<wxa16::{kind}<{'true' if plan['bf16'] else 'false'}, {units}>, {tok}>"
+    return f"gemm_wxa16_sm80: sm80::gemm<wxa16::{wide}, {tok}>"

@@ -85,10 +85,11 @@ static inline int64_t qk_w2a8_band_bytes(const qe_quant *q, int64_t k) {
 
 /* ---- layout cuda/wxa16: bands of 128 rows, k padded to blocks of 128 columns; head: 16 floats, the values of 4-bit
  * codes. band: [blocks][2 halves of 64 rows][block], then float S[128] where scales have two levels.
- * block: codes (4-bit ones as in cuda/w4a16; 8-bit ones: byte (i, j) of step s of 16 columns, row 8r + g, at
- * s / 2 * 2048 + 16 * t + 4 * (s % 2 * 2 + r) + i + 2j: column 2c + i + 8j), [units][64] fp32 scales, both levels
- * multiplied, at 64 * (row / 16) + 8 * (row % 8) + 4 * (row % 16 / 8), and if zeros differ [units][64] bytes at a quarter
- * of that. units: 1, 4 or 8, for groups of 128, 32 or 16 columns or multiples of them. */
+ * block: codes of 8 bits: byte (i, j) of step s of 16 columns, row 8r + g, at s / 2 * 2048 + 16 * t + 4 * (s % 2 * 2 + r) +
+ * i + 2j: column 2c + i + 8j; of 4 bits: words as in cuda/w4a16, halfword s % 2 of one for each step, nibble i + 2j for column
+ * 2c + i + 8j; then [units][64] fp32 scales, both levels multiplied, at 64 * (row / 16) + 8 * (row % 8) + 4 * (row % 16 / 8),
+ * and if zeros differ [units][64] bytes at a quarter of that. units: 1, 2 (of 4-bit codes), 4 or 8, for groups of 128, 64, 32
+ * or 16 columns or multiples of them. */
 static inline int qk_wx_code_bits(const qe_quant *q) {
     return q->code == QE_CODE_INT && (q->bits > 4 || q->zero == QE_ZERO_POINT) ? 8 : 4;
 }
@@ -96,7 +97,8 @@ static inline int64_t qk_wx_code_bytes(const qe_quant *q) {
     return QK_W4_CODE_BYTES / 4 * qk_wx_code_bits(q);
 }
 static inline int64_t qk_wx_units(const qe_quant *q, int64_t k) {
-    return qk_w4_units(q, k) == 1 ? 1 : q->group_k % 32 ? 8 : 4;
+    if (qk_w4_units(q, k) == 1) return 1;
+    return q->group_k % 32 ? 8 : q->group_k % 64 || qk_wx_code_bits(q) == 8 ? 4 : 2;
 }
 static inline int64_t qk_wx_block_bytes(const qe_quant *q, int64_t k) {
     return qk_wx_code_bytes(q) + qk_wx_units(q, k) * (q->zero == QE_ZERO_POINT ? 320 : 256);

@@ -117,7 +117,7 @@ PTX_FN void promote(float scale0, float scale1, T (&part)[kTiles][4], T (&acc)[k
 }
 // Half a block, 64 columns; a step is the 32 bytes of x that feed one product. x: where the lane reads a stage's tokens.
 template <class F, int kTok, class T, int kSums, int kParts>
-PTX_FN void multiply(const F (&w)[Config<F, kTok>::kRowTiles], int half, uint32_t x, T (&acc)[kSums][4],
+PTX_FN void multiply(F (&w)[Config<F, kTok>::kRowTiles], int half, uint32_t x, T (&acc)[kSums][4],
                      T (&part)[kParts][4]) {
     using C = Config<F, kTok>;
     uint32_t f[C::kRowTiles][F::kSteps][4];

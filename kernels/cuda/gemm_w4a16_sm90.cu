@@ -1,7 +1,7 @@
 // Row cuda/w4a16_sm90: int4 x fp16 or bf16, layout cuda/w4a16, wgmma with the weights dequantized into registers. fp16
 // weights are scaled there; bf16 would round the fp16 scales, so codes stay integers and sums are scaled in fp32. Sums
 // restart in every chunk of k; the decode path gives each chunk to a block of its own and adds them in order.
-#include "gemm_sm90.cuh"
+#include "units_sm90.cuh"
 #include "w4_unpack.cuh"
 
 namespace qk_cuda {
@@ -22,12 +22,16 @@ template <int kUnitCount> struct Bfloat : W4A16Codes<kUnitCount> {
     using Acc = float;
     static constexpr int kXBytes = 2, kUnits = kUnitCount;
     static constexpr bool kFromShared = false, kTotals = true, kPromotes = true;
-    // Sums and part sums of 128 tokens leave too few registers for the numbers of several units.
-    static constexpr int kCluster = 1, kLargest = kUnits == 1 ? 2 : 1;
+    static constexpr int kCluster = 1, kLargest = 2;
     PTX_FN float scale(int unit, int r) const { return this->scale_of_unit(unit, r); }
     template <int N> static PTX_FN void mma(Acc (&d)[N / 2], const uint32_t (&a)[4], uint64_t x) {
 #if PTX_SM90
         ptx::wgmma_rs_bf16<N>(d, a, x);
+#endif
+    }
+    template <int N> static PTX_FN void mma_keep(Acc (&d)[N / 2], const uint32_t (&a)[4], uint64_t x, uint32_t keep) {
+#if PTX_SM90
+        ptx::wgmma_rs_bf16_keep<N>(d, a, x, keep);
 #endif
     }
 };
@@ -62,7 +66,10 @@ qe_status run(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *que
         a.chunk_blocks = chunk_blocks(w);
         a.context = {w.quant.zero == QE_ZERO_POINT, w.quant.zero_const};
         a.output = output_of(plan, args, a.band_bytes, 0);
-        return sm90::run_family<F, F::kLargest>(plan, args, a, queue, "cuda/w4a16_sm90", err);
+        if constexpr (F::kPromotes)
+            return sm90::run_units(plan, args, a, queue, "cuda/w4a16_sm90", err);
+        else
+            return sm90::run_family<F, F::kLargest>(plan, args, a, queue, "cuda/w4a16_sm90", err);
     });
 }
 

@@ -91,11 +91,11 @@ static uint8_t *block_of(const qe_quant *q, int64_t k_all, uint8_t *band, int64_
 static int64_t code_at(int bits, int64_t row, int64_t k, int *shift) {
     const int64_t in = k % QK_W4_BLOCK_K, r64 = row % 64, r = r64 % 16 / 8, step = in / 16, column = in % 16;
     const int64_t thread = r64 / 16 * 32 + r64 % 8 * 4 + column % 8 / 2;
-    *shift = bits == 8 ? 0 : (int)(column / 8 * 4);
+    *shift = bits == 8 ? 0 : (int)(column % 2 * 4);
     if (bits == 8)
         return step / 2 * 2048 + thread * 16 + (step % 2 * 2 + r) * 4 + column % 2 + column / 8 * 2;
     const int64_t word = step / 2 * 2 + r;
-    return word / 4 * 2048 + thread * 16 + word % 4 * 4 + column % 2 * 2 + step % 2;
+    return word / 4 * 2048 + thread * 16 + word % 4 * 4 + step % 2 * 2 + column / 8;
 }
 static int64_t scale_at(const qe_quant *q, int64_t row, int64_t unit) {
     const int64_t r = row % 64;

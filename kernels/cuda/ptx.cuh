@@ -305,10 +305,10 @@ template <int N> PTX_FN void wgmma_wait() {
 #define WG_LIST256                                                                                                     \
     "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9," WG_T(1) "," WG_T(2) "," WG_T(3) "," WG_T(4) "," WG_T(5) "," WG_T(6) "," WG_T(     \
         7) "," WG_T(8) "," WG_T(9) "," WG_T(10) "," WG_T(11) ",%120,%121,%122,%123,%124,%125,%126,%127"
-#define WG_TAIL16    "{%8,%9,%10,%11}, %12, 1"
-#define WG_TAIL64    "{%32,%33,%34,%35}, %36, 1"
-#define WG_TAIL128   "{%64,%65,%66,%67}, %68, 1"
-#define WG_TAIL256   "{%128,%129,%130,%131}, %132, 1"
+#define WG_ROWS16    "{%8,%9,%10,%11}, %12"
+#define WG_ROWS64    "{%32,%33,%34,%35}, %36"
+#define WG_ROWS128   "{%64,%65,%66,%67}, %68"
+#define WG_ROWS256   "{%128,%129,%130,%131}, %132"
 #define WG_D4(c, i)  c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3])
 #define WG_D8(c, i)  WG_D4(c, i), WG_D4(c, i + 4)
 #define WG_D32(c, i) WG_D8(c, i), WG_D8(c, i + 8), WG_D8(c, i + 16), WG_D8(c, i + 24)
@@ -319,8 +319,8 @@ template <int N> PTX_FN void wgmma_wait() {
 
 #define WG_ONE(name, N, K, types, T, c, immediates)                                                                    \
     template <> PTX_FN void name<N>(T(&d)[N / 2], const uint32_t(&a)[4], uint64_t db) {                                \
-        asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k" #K types " {" WG_LIST##N "}, " WG_TAIL##N immediates   \
-                     ";"                                                                                               \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k" #K types " {" WG_LIST##N "}, " WG_ROWS##N            \
+                     ", 1" immediates ";"                                                                              \
                      : WG_OPS##N(c)                                                                                    \
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(db));                                           \
     }
@@ -341,6 +341,21 @@ WG_ALL(wgmma_rs_u8s8, 32, ".s32.u8.s8", int32_t, "+r", "")
 WG_ALL(wgmma_rs_s8s8, 32, ".s32.s8.s8", int32_t, "+r", "")
 WG_ALL(wgmma_rs_f16, 16, ".f32.f16.f16", float, "+f", ", 1, 1, 0")
 WG_ALL(wgmma_rs_bf16, 16, ".f32.bf16.bf16", float, "+f", ", 1, 1, 0")
+// d is forgotten where keep is 0. Not an immediate: ptxas would give the sums before other registers, and move them in flight.
+#define WG_KEEP_ONE(name, N, keeps, types)                                                                             \
+    template <> PTX_FN void name<N>(float(&d)[N / 2], const uint32_t(&a)[4], uint64_t db, uint32_t keep) {             \
+        asm volatile("{.reg .pred p; setp.ne.u32 p, " keeps ", 0; wgmma.mma_async.sync.aligned.m64n" #N "k16" types    \
+                     " {" WG_LIST##N "}, " WG_ROWS##N ", p, 1, 1, 0;}"                                                 \
+                     : WG_OPS##N("+f")                                                                                 \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(db), "r"(keep));                                \
+    }
+#define WG_KEEP(name, types)                                                                                           \
+    template <int N> PTX_FN void name(float(&d)[N / 2], const uint32_t(&a)[4], uint64_t db, uint32_t keep);            \
+    WG_KEEP_ONE(name, 16, "%13", types)                                                                                \
+    WG_KEEP_ONE(name, 64, "%37", types)                                                                                \
+    WG_KEEP_ONE(name, 128, "%69", types)
+WG_KEEP(wgmma_rs_f16_keep, ".f32.f16.f16")
+WG_KEEP(wgmma_rs_bf16_keep, ".f32.bf16.bf16")
 template <int N> PTX_FN void wgmma_s8s8(int32_t (&d)[N / 2], uint64_t da, uint64_t db);
 WG_SS(wgmma_s8s8, 16, 32, ".s32.s8.s8", int32_t, "+r", "%8, %9, 1")
 WG_SS(wgmma_s8s8, 64, 32, ".s32.s8.s8", int32_t, "+r", "%32, %33, 1")

@@ -100,20 +100,22 @@ template <int kUnits> struct W4A16Codes : W4A16<kUnits> {
         return bits_of(__hsub2(bfloats_of(ptx::lop3<0xea>(w, 0x000f000fu, 0x43004300u)), zero));
     }
     PTX_FN float scale_of_unit(int unit, int r) const { return __half2float(this->scale_of(unit, r)); } // exact
-    PTX_FN void unpack(uint32_t (&f)[4][4], int half) const {
+    template <int kCount> PTX_FN void unpack(uint32_t (&f)[kCount][4], int piece) const { // of kCount steps
 #pragma unroll
-        for (int p = 0; p < 2; p++) // 32 columns
+        for (int i = 0; i < kCount; i += 2) { // 32 columns
+            const int p = (piece * kCount + i) / 2;
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                const uint32_t z = this->zeros[kUnits == 1 ? 0 : half * 2 + p][r];
+                const uint32_t z = this->zeros[kUnits == 1 ? 0 : p][r];
                 const __nv_bfloat162 zero = bfloats_of(z ^ 0x27002700u); // from 0x6400 + z to 0x4300 + z
-                uint32_t w = this->codes[half][p * 2 + r];
+                uint32_t w = this->codes[p / 2][p % 2 * 2 + r];
 #pragma unroll
                 for (int st = 0; st < 2; st++, w >>= 8) {
-                    f[p * 2 + st][r] = difference(w, zero);
-                    f[p * 2 + st][r + 2] = difference(w >> 4, zero);
+                    f[i + st][r] = difference(w, zero);
+                    f[i + st][r + 2] = difference(w >> 4, zero);
                 }
             }
+        }
     }
 };
 

@@ -1,5 +1,6 @@
 // Codes of layout cuda/wxa16 (cuda_backend.h) to A fragments in registers, unscaled: c - z exactly, table values rounded once
-// to the input's 16-bit type. kUnits: fp32 scales per row and block of 128 columns, 1, 4 or 8; they are applied to sums.
+// to the input's 16-bit type. kUnits: fp32 scales per row and block of 128 columns, 1, 2, 4 or 8; they are applied to sums.
+// Numbers of units stay in shared memory until they are needed: in registers they would leave no room for 128 tokens.
 #pragma once
 #include "cuda_backend.h"
 #include "pairs.cuh"
@@ -14,62 +15,67 @@ PTX_FN void move_context(WxContext &c, int64_t bytes) {
     c.table = reinterpret_cast<const float *>(reinterpret_cast<const unsigned char *>(c.table) + bytes);
 }
 template <int kUnits> struct WxScales {
-    float scales[kUnits][2];
-    PTX_FN void load_scales(uint32_t numbers, int t) {
-#pragma unroll
-        for (int u = 0; u < kUnits; u++)
-#pragma unroll
-            for (int r = 0; r < 2; r++)
-                scales[u][r] = qe_f32_from_bits(ptx::lds32(numbers + uint32_t(u * 256 + t / 32 * 64 + t % 32 / 4 * 8 + r * 4)));
+    static constexpr int kStepsPerUnit = 8 / kUnits; // steps of 16 columns
+    uint32_t scales;                                 // shared address of the thread's first scale
+    PTX_FN void load_scales(uint32_t numbers, int t) { scales = numbers + uint32_t(t / 32 * 64 + t % 32 / 4 * 8); }
+    PTX_FN float scale(int unit, int r) const {
+        return qe_f32_from_bits(ptx::lds32(scales + uint32_t(unit * 256 + r * 4)));
     }
-    PTX_FN float scale(int unit, int r) const { return scales[unit][r]; }
 };
 
-// 8-bit integers: 1024 + c in fp16 or 2^23 + c in fp32, less the same with z.
+// 8-bit integers: 1024 + c in fp16 or 2^23 + c in fp32, less the same with z. Both are made by one PRMT.
 template <bool kBf16, int kUnits> struct WxCodes8 : WxScales<kUnits> {
     static constexpr int kBlockBytes = 2 * QK_W4_CODE_BYTES + kUnits * 320;
     using Context = WxContext;
-    using State = WxContext;
-    static PTX_FN State begin(const Context &context) { return context; }
-    uint32_t codes[4][4], zeros[kUnits]; // zeros: of row r in halfword r
-    PTX_FN void load(uint32_t block, int t, const State &s) {
-        const uint32_t numbers = block + 2 * QK_W4_CODE_BYTES, row = uint32_t(t / 32 * 16 + t % 32 / 4 * 2);
-#pragma unroll
-        for (int p = 0; p < 4; p++) ptx::lds128(codes[p], block + uint32_t(p * 2048 + t * 16));
-        this->load_scales(numbers, t);
-#pragma unroll
-        for (int u = 0; u < kUnits; u++) {
-            zeros[u] = uint32_t(s.zero) * 0x00010001u;
-            if (s.has_zeros) {
-                const uint32_t at = numbers + uint32_t(kUnits * 256 + u * 64) + row;
-                zeros[u] = ptx::prmt(ptx::lds32(at & ~3u), 0, row & 2 ? 0x4342 : 0x4140);
-            }
-        }
+    struct State {
+        uint32_t constant, select; // z four times; the PRMT that widens the zero point of row r = 0
+        int stored;
+    };
+    static PTX_FN State begin(const Context &context) {
+        const uint32_t byte = context.has_zeros ? threadIdx.x % 32 / 4 * 2 & 3 : 0; // of an aligned word
+        return {uint32_t(context.zero) * 0x01010101u, widen(0) + (kBf16 ? byte : byte * 0x0101), context.has_zeros};
     }
-    PTX_FN void unpack(uint32_t (&f)[4][4], int half) const {
+    static constexpr PTX_FN uint32_t widen(int i) { return kBf16 ? 0x7440 + i : 0x4040 + i * 0x0101; }
+    uint32_t codes, zeros, base[2]; // shared addresses; the widened zero points of the unit
+    State state;
+    PTX_FN void load(uint32_t block, int t, const State &s) {
+        const uint32_t numbers = block + 2 * QK_W4_CODE_BYTES;
+        codes = block + uint32_t(t) * 16, zeros = (numbers + uint32_t(kUnits * 256 + t / 32 * 16 + t % 32 / 4 * 2)) & ~3u;
+        state = s;
+        this->load_scales(numbers, t);
+    }
+    PTX_FN void load_zeros(int unit) {
+        uint32_t two = state.constant;
+        if (state.stored) two = ptx::lds32(zeros + uint32_t(unit * 64));
 #pragma unroll
-        for (int st = 0; st < 4; st++)
+        for (int r = 0; r < 2; r++) base[r] = ptx::prmt(two, kMagic, state.select + uint32_t(r) * (widen(1) - widen(0)));
+    }
+    // Pieces of kSteps steps, in ascending order: a unit's zero points are loaded where it begins.
+    template <int kSteps> PTX_FN void unpack(uint32_t (&f)[kSteps][4], int piece) {
+        uint32_t w[4];
+#pragma unroll
+        for (int i = 0; i < kSteps; i++) {
+            const int step = piece * kSteps + i;
+            if (step % 2 == 0) ptx::lds128(w, codes + uint32_t(step / 2 * 2048));
+            if (step % WxScales<kUnits>::kStepsPerUnit == 0) load_zeros(step / WxScales<kUnits>::kStepsPerUnit);
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                const uint32_t w = codes[half * 2 + st / 2][st % 2 * 2 + r], z = zeros[(half * 4 + st) * kUnits / 8];
-                f[st][r] = difference<0>(w, z, r);
-                f[st][r + 2] = difference<2>(w, z, r);
+                f[i][r] = difference<0>(w[step % 2 * 2 + r], base[r]);
+                f[i][r + 2] = difference<2>(w[step % 2 * 2 + r], base[r]);
             }
-    }
-    // Bytes kAt and kAt + 1 less the zero point of row r.
-    template <int kAt> static PTX_FN uint32_t difference(uint32_t bytes, uint32_t zeros, int r) {
-        if constexpr (kBf16) {
-            const float base = of(ptx::prmt(zeros, kMagic, r ? 0x7652 : 0x7650));
-            const float low = qe_sub(of(ptx::prmt(bytes, kMagic, 0x7650 + kAt)), base),
-                        high = qe_sub(of(ptx::prmt(bytes, kMagic, 0x7651 + kAt)), base);
-            return ptx::prmt(qe_f32_bits(low), qe_f32_bits(high), 0x7632); // integers up to 256: the lower halves are zeros
-        } else {
-            const uint32_t zero = ptx::prmt(zeros, 0x64646464u, r ? 0x4242 : 0x4040);
-            return bits_of(__hsub2(halves_of(ptx::prmt(bytes, 0x64646464u, kAt ? 0x4342 : 0x4140)), halves_of(zero)));
         }
     }
-    static constexpr uint32_t kMagic = 0x4b000000u;
-    static PTX_FN float of(uint32_t bits) { return qe_f32_from_bits(bits); }
+    static constexpr uint32_t kMagic = kBf16 ? 0x4b000000u : 0x64646464u;
+    // Bytes kFirst and kFirst + 1 less z.
+    template <int kFirst> static PTX_FN uint32_t difference(uint32_t bytes, uint32_t z) {
+        if constexpr (kBf16) {
+            const float base = qe_f32_from_bits(z);
+            const uint32_t lo = qe_f32_bits(qe_sub(qe_f32_from_bits(ptx::prmt(bytes, kMagic, widen(kFirst))), base)),
+                           hi = qe_f32_bits(qe_sub(qe_f32_from_bits(ptx::prmt(bytes, kMagic, widen(kFirst + 1))), base));
+            return ptx::prmt(lo, hi, 0x7632); // integers up to 256: the lower halves are zeros
+        } else
+            return bits_of(__hsub2(halves_of(ptx::prmt(bytes, kMagic, kFirst ? 0x4342 : 0x4140)), halves_of(z)));
+    }
 };
 
 // 4-bit codes of a table: the low and the high bytes of its 16 values stay in registers and are picked by PRMT.
@@ -89,39 +95,36 @@ template <bool kBf16, int kUnits> struct WxTable4 : WxScales<kUnits> {
         }
         return s;
     }
-    uint32_t codes[2][4];
+    uint32_t codes, words[4]; // shared address of the thread's first word; the words of 64 columns
     State table;
     PTX_FN void load(uint32_t block, int t, const State &s) {
-        ptx::lds128(codes[0], block + uint32_t(t) * 16);
-        ptx::lds128(codes[1], block + 2048 + uint32_t(t) * 16);
-        table = s;
+        codes = block + uint32_t(t) * 16, table = s;
         this->load_scales(block + QK_W4_CODE_BYTES, t);
     }
-    PTX_FN void unpack(uint32_t (&f)[4][4], int half) const {
+    // Pieces of kSteps steps, in ascending order.
+    template <int kSteps> PTX_FN void unpack(uint32_t (&f)[kSteps][4], int piece) {
+        static_assert(kSteps % 2 == 0, "a word holds two steps");
 #pragma unroll
-        for (int p = 0; p < 2; p++)
+        for (int i = 0; i < kSteps; i += 2) {
+            const int step = piece * kSteps + i;
+            if (step % 4 == 0) ptx::lds128(words, codes + uint32_t(step / 4 * 2048));
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                // Nibbles of a word, from bit 0: (step 0, columns 2c, 8 + 2c), (step 1, the same), then columns + 1.
-                const uint32_t w = codes[half][p * 2 + r];
-                uint32_t pairs[2][2]; // of the lower columns and of the upper: those of step 0, of step 1
-#pragma unroll
-                for (int i = 0; i < 2; i++) values((w & 0x77777777u) >> 16 * i, (w >> 3 & 0x11111111u) >> 16 * i, pairs[i]);
-#pragma unroll
-                for (int s = 0; s < 2; s++) {
-                    f[p * 2 + s][r] = ptx::prmt(pairs[0][s], pairs[1][s], 0x5410);
-                    f[p * 2 + s][r + 2] = ptx::prmt(pairs[0][s], pairs[1][s], 0x7632);
-                }
+                const uint32_t w = words[step % 4 + r], index = w & 0x77777777u;
+                values(index >> 16, w >> 19, f[i + 1][r], f[i + 1][r + 2]);
+                values(index, w >> 3, f[i][r], f[i][r + 2]);
             }
+        }
     }
-    // Four codes, their lower three bits and the highest, to four 16-bit values. PRMT looks at 16 bits of a selector.
-    PTX_FN void values(uint32_t index, uint32_t highest, uint32_t (&out)[2]) const {
-        const uint32_t mask = ptx::prmt(0x0000ff00u, 0, highest);
-        const uint32_t low = ptx::lop3<0xca>(mask, ptx::prmt(table.low[2], table.low[3], index),
+    // Four codes to the values of columns 2c and 2c + 1, of 8 + 2c and 9 + 2c: from the lower three bits, and from the highest
+    // where a selector's lowest bit is. PRMT reads 16 bits of a selector; its bit 3 would repeat a sign, of bytes 0 and 255 alike.
+    PTX_FN void values(uint32_t index, uint32_t highest, uint32_t &first, uint32_t &second) const {
+        const uint32_t upper = ptx::prmt(0xff00ff00u, 0xff00ff00u, highest);
+        const uint32_t low = ptx::lop3<0xca>(upper, ptx::prmt(table.low[2], table.low[3], index),
                                              ptx::prmt(table.low[0], table.low[1], index)),
-                       high = ptx::lop3<0xca>(mask, ptx::prmt(table.high[2], table.high[3], index),
+                       high = ptx::lop3<0xca>(upper, ptx::prmt(table.high[2], table.high[3], index),
                                               ptx::prmt(table.high[0], table.high[1], index));
-        out[0] = ptx::prmt(low, high, 0x5140), out[1] = ptx::prmt(low, high, 0x7362);
+        first = ptx::prmt(low, high, 0x5140), second = ptx::prmt(low, high, 0x7362);
     }
 };
 

@@ -4,9 +4,11 @@
 
 namespace conformance {
 
-enum Wg { kRsU8, kRsS8, kRsF16, kRsBf16, kSsS8, kSsF16, kSsBf16 };
-template <Wg W> constexpr bool kIsFloat = W == kRsF16 || W == kRsBf16 || W == kSsF16 || W == kSsBf16;
-template <Wg W> constexpr Product kElement = W == kRsBf16 || W == kSsBf16 ? kBf16 : kF16;
+enum Wg { kRsU8, kRsS8, kRsF16, kRsBf16, kRsF16Keep, kRsBf16Keep, kSsS8, kSsF16, kSsBf16 };
+template <Wg W> constexpr bool kKeeps = W == kRsF16Keep || W == kRsBf16Keep; // or not: the first product is one that forgets
+template <Wg W> constexpr bool kIsBf16 = W == kRsBf16 || W == kRsBf16Keep || W == kSsBf16;
+template <Wg W> constexpr bool kIsFloat = W == kRsF16 || kIsBf16<W> || kKeeps<W> || W == kSsF16;
+template <Wg W> constexpr Product kElement = kIsBf16<W> ? kBf16 : kF16;
 #if PTX_SM90
 template <Wg W, int N, class T> PTX_FN void multiply(T (&acc)[N / 2], const uint32_t (&a)[4], uint64_t da, uint64_t db) {
     if constexpr (W == kRsU8)
@@ -15,6 +17,10 @@ template <Wg W, int N, class T> PTX_FN void multiply(T (&acc)[N / 2], const uint
         ptx::wgmma_rs_s8s8<N>(acc, a, db);
     else if constexpr (W == kRsF16)
         ptx::wgmma_rs_f16<N>(acc, a, db);
+    else if constexpr (W == kRsF16Keep)
+        ptx::wgmma_rs_f16_keep<N>(acc, a, db, ptx::opaque(4));
+    else if constexpr (W == kRsBf16Keep)
+        ptx::wgmma_rs_bf16_keep<N>(acc, a, db, ptx::opaque(4));
     else if constexpr (W == kRsBf16)
         ptx::wgmma_rs_bf16<N>(acc, a, db);
     else if constexpr (W == kSsS8)
@@ -54,7 +60,12 @@ __global__ void __launch_bounds__(128, 1) wgmma(const __grid_constant__ Maps, co
     ptx::reg_fence(a);
     ptx::reg_fence(acc);
     ptx::wgmma_fence();
-    multiply<W, N>(acc, a[0], da, db);
+    if constexpr (W == kRsF16Keep)
+        ptx::wgmma_rs_f16_keep<N>(acc, a[0], db, ptx::opaque(0));
+    else if constexpr (W == kRsBf16Keep)
+        ptx::wgmma_rs_bf16_keep<N>(acc, a[0], db, ptx::opaque(0));
+    else
+        multiply<W, N>(acc, a[0], da, db);
     ptx::wgmma_commit();
     multiply<W, N>(acc, a[1], da + 2, db + 2); // 32 bytes further along k
     ptx::wgmma_commit();
@@ -76,7 +87,7 @@ template <Wg W, int N> void want_wgmma(const uint32_t *in, uint32_t *want) {
     for (int m = 0; m < 64; m++)
         for (int n = 0; n < N; n++) {
             if (kIsFloat<W>) {
-                double sum = c[m * N + n] % 1000;
+                double sum = kKeeps<W> ? 0 : c[m * N + n] % 1000;
                 for (int k = 0; k < 32; k++)
                     sum += double(element(in, m * 32 + k, kElement<W>)) * element(b_words, n * 32 + k, kElement<W>);
                 want[m * N + n] = qe_f32_bits(float(sum));
@@ -91,11 +102,11 @@ template <Wg W, int N> void want_wgmma(const uint32_t *in, uint32_t *want) {
 
 #define CONFORMANCE_WGMMA(name, W, N)                                                                                  \
     {#name "<" #N "> wgmma_desc wgmma_fence wgmma_commit wgmma_wait reg_fence", wgmma<W, N>, 128, 8192 + N * 128,       \
-     (64 + N) * 16 + 64 * N, 64 * N, kElement<W> == kBf16 ? kBfloats : kIsFloat<W> ? kHalves : kBytes, \
+     (64 + N) * 16 + 64 * N, 64 * N, kIsBf16<W> ? kBfloats : kIsFloat<W> ? kHalves : kBytes, \
      want_wgmma<W, N>}
-#define CONFORMANCE_WGMMA4(name, W)                                                                                    \
-    CONFORMANCE_WGMMA(name, W, 16), CONFORMANCE_WGMMA(name, W, 64), CONFORMANCE_WGMMA(name, W, 128),                    \
-        CONFORMANCE_WGMMA(name, W, 256)
+#define CONFORMANCE_WGMMA3(name, W)                                                                                    \
+    CONFORMANCE_WGMMA(name, W, 16), CONFORMANCE_WGMMA(name, W, 64), CONFORMANCE_WGMMA(name, W, 128)
+#define CONFORMANCE_WGMMA4(name, W) CONFORMANCE_WGMMA3(name, W), CONFORMANCE_WGMMA(name, W, 256)
 
 static const Case kCases[] = {
     {"smem_addr lds128 lds32 opaque", shared_loads, 32, 512, 128, 160, kBytes, want_shared_loads},
@@ -135,6 +146,8 @@ static const Case kCases[] = {
     CONFORMANCE_WGMMA4(wgmma_rs_s8s8, kRsS8),
     CONFORMANCE_WGMMA4(wgmma_rs_f16, kRsF16),
     CONFORMANCE_WGMMA4(wgmma_rs_bf16, kRsBf16),
+    CONFORMANCE_WGMMA3(wgmma_rs_f16_keep, kRsF16Keep),
+    CONFORMANCE_WGMMA3(wgmma_rs_bf16_keep, kRsBf16Keep),
     CONFORMANCE_WGMMA4(wgmma_s8s8, kSsS8),
     CONFORMANCE_WGMMA4(wgmma_f16, kSsF16),
     CONFORMANCE_WGMMA4(wgmma_bf16, kSsBf16),

@@ -238,6 +238,12 @@ template <int N> void wgmma_rs_f16(float (&d)[N / 2], const uint32_t (&a)[4], ui
 template <int N> void wgmma_rs_bf16(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t db, SIMT_LOC) {
     simt::wgmma(simt::Wgmma::BF16, N, d, a, 0, db, true, loc);
 }
+template <int N> void wgmma_rs_f16_keep(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t db, uint32_t keep, SIMT_LOC) {
+    simt::wgmma(simt::Wgmma::F16, N, d, a, 0, db, keep != 0, loc);
+}
+template <int N> void wgmma_rs_bf16_keep(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t db, uint32_t keep, SIMT_LOC) {
+    simt::wgmma(simt::Wgmma::BF16, N, d, a, 0, db, keep != 0, loc);
+}
 
 // the rest
 inline void named_bar_sync(int id, int n, SIMT_LOC) {
