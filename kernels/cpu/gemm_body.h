@@ -109,14 +109,18 @@ INLINE void add_mins(const int R, const int S, const int P, const uint8_t *block
             }
 }
 
-/* Float scales along k (7.4), for R rows of a tile of S. `plain`: groups of one unit and no zero points, known to the
- * compiler, which else keeps the sums in memory across the loop over units. */
+/* What the compiler knows of a tile with float scales. Of groups of one unit without zero points it need not keep the sums
+ * in memory across the loop over units; where activations have a scale a group as well, no sum `f` lives longer than one. */
+typedef enum tile_form { TILE_GENERAL, TILE_PLAIN, TILE_PAIRED } tile_form;
+
+/* Float scales along k (7.4), for R rows of a tile of S. */
 INLINE void tile_groups(const int R, const int S, const int P, const int bits, const int wide, const panel_scale scale,
-                        const int plain, const panel_tile *t, int first) {
+                        const tile_form form, const panel_tile *t, int first) {
     const panel_format *format = t->format;
     const int unit = scale == PANEL_Q6K ? 16 : 32, steps = unit / 4;
     const int unit_bytes = unit * (bits == 8 || wide ? 32 : bits * 4), many = scale == PANEL_Q4K || scale == PANEL_Q6K;
     const int groups = scale == PANEL_Q4K ? 8 : scale == PANEL_Q6K ? 16 : 1;
+    const int plain = form != TILE_GENERAL, paired = form == TILE_PAIRED;
     const int units = many || plain ? 1 : format->group / 32, points = !many && !plain && format->points;
     const uint8_t *block = t->panel;
     const int8_t *q = t->q;
@@ -148,15 +152,21 @@ INLINE void tile_groups(const int R, const int S, const int P, const int bits, c
                         for (int r = 0; r < R; r++) acc[r][p][h] = vi_sub(acc[r][p][h], vi_mul(z, vi_set1(init[r])));
                     }
 #pragma GCC unroll 12
-                    for (int r = 0; r < R; r++) f[r][p][h] = vf_fma(vf_from(acc[r][p][h]), s, f[r][p][h]);
+                    for (int r = 0; r < R; r++) {
+                        vf v = vf_from(acc[r][p][h]);
+                        /* v * s is fmaf(v, s, 0) but for the sign of a zero, which no sum of y keeps. */
+                        if (paired) y[r][p][h] = vf_fma(vf_mul(v, s), vf_set1(xs[r]), y[r][p][h]);
+                        else f[r][p][h] = vf_fma(v, s, f[r][p][h]);
+                    }
                 }
+            if (paired) xs += S;
             done++, span++, chunk++;
             if (scale == PANEL_Q4K && g == groups - 1) {
                 add_mins(R, S, P, block, pairs, first, f);
                 pairs += 4 * S;
             }
             int end = done == all || chunk == t->chunk;
-            if (span == t->span || end) {
+            if (!paired && (span == t->span || end)) {
 #pragma GCC unroll 12
                 for (int r = 0; r < R; r++)
                     for (int p = 0; p < P; p++)
@@ -237,10 +247,10 @@ INLINE void tile_run(const int R, const int bits, const int wide, const panel_sc
             part.q += 4 * from, part.init += from, part.pairs += from, part.scale += from, part.y += from * PANEL_COLUMNS;
             part.ahead = from ? 0 : t->ahead;
             /* With the 16 registers of AVX2 it is a spill more. */
-            if (V_LANES == 16 && scale == PANEL_F16 && t->format->group == 32 && !t->format->points)
-                tile_groups(rows, R, P, bits, wide, scale, 1, &part, first);
-            else
-                tile_groups(rows, R, P, bits, wide, scale, 0, &part, first);
+            bool plain = V_LANES == 16 && scale == PANEL_F16 && t->format->group == 32 && !t->format->points;
+            if (plain && rows > 2 && t->span == 1) tile_groups(rows, R, P, bits, wide, scale, TILE_PAIRED, &part, first);
+            else if (plain) tile_groups(rows, R, P, bits, wide, scale, TILE_PLAIN, &part, first);
+            else tile_groups(rows, R, P, bits, wide, scale, TILE_GENERAL, &part, first);
         }
     }
 }
