@@ -2,6 +2,7 @@
 #ifndef CPU_CASES_H
 #define CPU_CASES_H
 #include <gtest/gtest.h>
+#include <algorithm>
 #include <cstring>
 #include <random>
 #include <thread>

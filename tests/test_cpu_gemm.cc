@@ -213,57 +213,6 @@ TEST_P(CpuGemm, UnpackAndRowReturnTheValues) {
     }
 }
 
-// Norm, residual, post norm and gates: codes, scales, sums and residual equal the reference's bits.
-TEST(CpuPrepare, EqualsReference) {
-    std::mt19937 rng(4);
-    int cases = 0;
-    for (int64_t k : {1, 70, 640, 1500})
-        for (int group : {0, 32, 256, -1}) // -1: signs
-            for (int form = 0; form < 10; form++)
-                for (uint32_t isa : Isas()) {
-                    const int64_t m = 7;
-                    Tensor t = MakeTensor(Quant(8, QE_NUM_F16, 32, 128), 1, k, rng);
-                    std::vector<float> x = MakeX(m, 2 * k, rng), up = MakeX(m, 2 * k, rng), norm = MakeX(1, k, rng);
-                    std::vector<float> residual[2], post = MakeX(1, k, rng);
-                    residual[0] = residual[1] = MakeX(m, k, rng);
-                    qk_x out[2];
-                    std::vector<char> block[2];
-                    size_t bytes = 0;
-                    for (int b = 0; b < 2; b++) {
-                        Loaded l;
-                        ASSERT_NO_FATAL_FAILURE(Load(l, b ? QK_CPU : QK_REF, isa, 3, t, group < 0 ? SignAct() : Act(group)));
-                        bytes = qk_x_bytes(&l.device, &l.w.shape, m, QE_CODE_F32, &out[b]);
-                        qk_x_rebase(&out[b], Aligned(block[b], bytes));
-                        qk_queue queue = {};
-                        queue.device = &l.device, queue.parallel = Parallel;
-                        qk_prepare p = {};
-                        p.x = x.data(), p.ldx = 2 * k, p.x_type = QE_CODE_F32, p.next = &l.w, p.out = &out[b];
-                        p.eps = 1e-6f;
-                        if (form < 6) {
-                            if (form % 2) p.norm = QK_NORM_RMS, p.norm_weight = norm.data();
-                            if (form >= 2) p.residual = residual[b].data(), p.ldr = k;
-                            if (form >= 4) p.post_norm = post.data();
-                        } else {
-                            p.act = form % 2 ? QK_ACT_SILU : QK_ACT_GELU_TANH;
-                            if (form >= 8) p.up = up.data();
-                        }
-                        qe_error err;
-                        ASSERT_EQ(qk_backend_of(l.device.backend)->ops.prepare(&p, &queue, &err), QE_OK) << err.message;
-                    }
-                    int64_t groups = Groups(k, group >= k || group < 0 ? 0 : group), sums = Groups(k, out[0].sum_k);
-                    ASSERT_EQ(memcmp(out[0].data, out[1].data, m * out[0].ld), 0) << k << " " << group << " " << form;
-                    for (int64_t i = 0; i < m * groups; i++) ASSERT_TRUE(SameBits(out[0].scales[i], out[1].scales[i]));
-                    ASSERT_EQ(memcmp(out[0].sums, out[1].sums, m * sums * 4), 0);
-                    if (group < 0) {
-                        ASSERT_EQ(memcmp(out[0].bits, out[1].bits, m * qk_bit_words(k) * 4), 0) << k << " " << form;
-                        ASSERT_EQ(memcmp(out[0].ones, out[1].ones, m * 4), 0) << k << " " << form;
-                    }
-                    ASSERT_EQ(Different(residual[0], residual[1]), 0);
-                    cases++;
-                }
-    printf("prepare: %d cases\n", cases);
-}
-
 INSTANTIATE_TEST_SUITE_P(Formats, CpuGemm, testing::Range<size_t>(0, Formats().size()));
 
 } // namespace

@@ -69,5 +69,5 @@ const qk_backend qk_cpu_backend = {
     .wait = wait,
     .layouts = layouts,
     .rows = rows,
-    .ops = {x_bytes, cpu_prepare, qk_ref_embed, cpu_rope_append, cpu_attention_bytes, cpu_attention},
+    .ops = {x_bytes, cpu_prepare, cpu_embed, cpu_rope_append, cpu_attention_bytes, cpu_attention},
 };

@@ -177,17 +177,27 @@ void decoded_levels_at(const qk_shape *s, const decoded_format *f, const uint8_t
     levels(s, f, band, 0, PANEL_COLUMNS, k, out);
 }
 
-/* C of code (row, k). */
-static float code_at(const qk_shape *s, const decoded_format *f, const uint8_t *band, int32_t row, int64_t k) {
-    const uint8_t *line = band + k / f->per * f->line;
-    if (s->quant.code == QE_CODE_F32) return ((const float *)(const void *)line)[row];
-    if (s->quant.code == QE_CODE_F16) return qe_f16_to_f32(((const uint16_t *)(const void *)line)[row]);
-    if (s->quant.code == QE_CODE_BF16) return qe_bf16_to_f32(((const uint16_t *)(const void *)line)[row]);
-    int code = f->bits == 8 ? line[row] : line[row % 16] >> field_of(f, k, row) & ((1 << f->bits) - 1);
-    if (s->quant.code == QE_CODE_INT) return (float)code;
-    if (s->quant.code != QE_CODE_LUT) return qe_code_values(s->quant.code)[code];
-    const uint8_t *table = band + f->at[DECODED_TABLE] + (size_t)row * f->row[DECODED_TABLE];
-    return ((const float *)(const void *)table)[code];
+/* C of the codes [from, from + count) of a row. */
+static void code_values(const qk_shape *s, const decoded_format *f, const uint8_t *band, int32_t row, int64_t from,
+                        int64_t count, float *out) {
+    const int32_t code = s->quant.code, bits = f->bits, mask = (1 << (bits < 8 ? bits : 8)) - 1;
+    const float *table = code == QE_CODE_LUT ? (const float *)(const void *)(band + f->at[DECODED_TABLE] +
+                                                                             (size_t)row * f->row[DECODED_TABLE])
+                                             : qe_code_values(code);
+    if (code == QE_CODE_F32) {
+        for (int64_t i = 0; i < count; i++) memcpy(out + i, band + (from + i) * 128 + row * 4, 4);
+        return;
+    }
+    for (int64_t i = 0; code < QE_CODE_INT && i < count; i++) {
+        uint16_t half;
+        memcpy(&half, band + (from + i) * 64 + row * 2, 2);
+        out[i] = code == QE_CODE_F16 ? qe_f16_to_f32(half) : qe_bf16_to_f32(half);
+    }
+    for (int64_t i = 0; code >= QE_CODE_INT && i < count; i++) {
+        int64_t k = from + i;
+        int at = bits == 8 ? band[k * 32 + row] : band[k / f->per * 16 + row % 16] >> field_of(f, k, row) & mask;
+        out[i] = code == QE_CODE_INT ? (float)at : table[at];
+    }
 }
 
 static void decoded_row_values(const qk_shape *s, const void *head, const void *src, int32_t row, float *w) {
@@ -196,10 +206,12 @@ static void decoded_row_values(const qk_shape *s, const void *head, const void *
     (void)head;
     decoded_format_of(s, &f);
     int64_t group = s->quant.group_k ? s->quant.group_k : s->k;
-    for (int64_t k = 0; k < s->k; k++) {
-        if (k % group == 0) levels(s, &f, src, row, 1, k, &one);
-        float v = qe_mul(one.scale[0], qe_sub(code_at(s, &f, src, row, k), one.zero[0]));
-        w[k] = s->quant.zero == QE_ZERO_REAL ? qe_add(v, one.offset[0]) : v;
+    for (int64_t k = 0; k < s->k; k += group) {
+        int64_t count = s->k - k < group ? s->k - k : group;
+        levels(s, &f, src, row, 1, k, &one);
+        code_values(s, &f, src, row, k, count, w + k);
+        for (int64_t i = k; i < k + count; i++) w[i] = one.scale[0] * (w[i] - one.zero[0]);
+        for (int64_t i = k; s->quant.zero == QE_ZERO_REAL && i < k + count; i++) w[i] += one.offset[0];
     }
 }
 

@@ -3,6 +3,8 @@
 #include <qengine/num.h>
 #include <string.h>
 
+enum { UNIT_MAX = 32 };   /* k in a unit, at most */
+
 static int32_t ceil_div(int64_t a, int64_t b) { return (int32_t)((a + b - 1) / b); }
 
 /* The descriptors taken, first match wins. `super` NONE means one level. */
@@ -152,13 +154,18 @@ static void put_unit(const panel_format *f, uint8_t *unit, int c, const uint8_t 
         for (int i = 0; i < count; i++) put_code(8, unit, c, i, codes[i]);
 }
 
-static uint32_t get_code(const panel_format *f, const uint8_t *unit, int c, int k) {
-    int step = k / 4, byte = c % 16 * 4 + k % 4, half = c / 16;
-    if (f->bits == 8) return unit[step * 128 + c * 4 + k % 4];
-    uint32_t code = unit[(f->bits == 4 ? 0 : 128) + step * 64 + byte] >> 4 * half & 15u;
-    if (f->bits == 5) code |= (unit[half * 64 + byte] >> step & 1u) << 4;
-    if (f->bits == 6) code |= (unit[half * 64 + byte] >> 2 * step & 3u) << 4;
-    return code;
+/* The codes of column c of a unit, in order; four at a time, as they lie in one dword. */
+static void get_unit(const panel_format *f, const uint8_t *unit, int c, uint8_t *codes) {
+    const uint8_t *planes = unit + c / 16 * 64 + c % 16 * 4, *lines = unit + (f->bits == 4 ? 0 : 128) + c % 16 * 4;
+    uint32_t four, high = 0;
+    if (f->bits == 5 || f->bits == 6) memcpy(&high, planes, 4);
+    for (int s = 0; s < f->unit / 4; s++) {
+        memcpy(&four, f->bits == 8 ? unit + s * 128 + c * 4 : lines + s * 64, 4);
+        if (f->bits < 8) four = four >> c / 16 * 4 & 0x0f0f0f0fu;
+        if (f->bits == 5) four |= (high >> s & 0x01010101u) << 4;
+        if (f->bits == 6) four |= (high >> 2 * s & 0x03030303u) << 4;
+        memcpy(codes + 4 * s, &four, 4);
+    }
 }
 
 static int32_t groups_of(int64_t k, int32_t group) { return group > 0 ? ceil_div(k, group) : 1; }
@@ -251,15 +258,18 @@ static void panel_unpack(const qk_shape *s, const void *head, const void *src, q
     for (int64_t r = 0; r < t->n; r++) {
         uint8_t *codes = (uint8_t *)t->codes + r * t->k;
         unpack_scales(&f, src, r, t);
-        for (int64_t k = 0; k < t->k; k++)
-            codes[k] = (uint8_t)(get_code(&f, unit_at(&f, (uint8_t *)(uintptr_t)src, k), (int)r, (int)(k % f.unit)) >> f.doubled);
+        for (int64_t k = 0; k < t->k; k += f.unit) {
+            uint8_t unit[UNIT_MAX];
+            get_unit(&f, unit_at(&f, (uint8_t *)(uintptr_t)src, k), (int)r, unit);
+            for (int i = 0; f.doubled && i < UNIT_MAX; i++) unit[i] >>= 1;
+            memcpy(codes + k, unit, (size_t)(t->k - k < f.unit ? t->k - k : f.unit));
+        }
     }
 }
 
-/* Scale, zero and real offset of (row, k): the formula of quant.h. */
-static float scale_at(const panel_format *f, const uint8_t *panel, int r, int64_t k, int32_t *zero, float *offset) {
-    const uint8_t *block = unit_at(f, (uint8_t *)(uintptr_t)panel, k / f->block * f->block) - f->scale_bytes;
-    int g = (int)(k % f->block / f->group);
+/* Scale, zero and real offset of row r in group g of a block: the formula of quant.h. */
+static float scale_at(const panel_format *f, const uint8_t *panel, const uint8_t *block, int r, int g, int32_t *zero,
+                      float *offset) {
     *zero = f->zero;
     *offset = 0.0f;
     if (f->points) *zero = block[(f->scale == PANEL_INT ? 32 : f->scale == PANEL_F16 ? 64 : 128) + r];
@@ -279,13 +289,18 @@ static void panel_row(const qk_shape *s, const void *head, const void *src, int3
     panel_format f;
     (void)head;
     if (!panel_format_of(s, &f, NULL)) return;
-    for (int64_t from = 0; from < s->k; from += f.unit) {
-        int32_t zero;
-        float offset, scale = scale_at(&f, src, row, from, &zero, &offset);
-        const uint8_t *unit = unit_at(&f, (uint8_t *)(uintptr_t)src, from);
-        for (int i = 0; i < f.unit && from + i < s->k; i++) {
-            float v = scale * (float)((int32_t)get_code(&f, unit, row, i) - zero);
-            w[from + i] = f.scale == PANEL_Q4K ? v + offset : v;
+    uint8_t codes[UNIT_MAX] = {0};
+    float values[UNIT_MAX], scale = 0.0f, offset = 0.0f;
+    int32_t zero = 0;
+    const uint8_t *block = unit_at(&f, (uint8_t *)(uintptr_t)src, 0) - f.scale_bytes;
+    for (int64_t from = 0; from < s->k; block += f.block_bytes) {
+        const uint8_t *unit = block + f.scale_bytes;
+        for (int k = 0; k < f.block && from < s->k; k += f.unit, from += f.unit, unit += f.unit_bytes) {
+            if (k % f.group == 0) scale = scale_at(&f, src, block, row, k / f.group, &zero, &offset);
+            get_unit(&f, unit, row, codes);
+            for (int i = 0; i < UNIT_MAX; i++) values[i] = scale * (float)((int32_t)codes[i] - zero);
+            for (int i = 0; f.scale == PANEL_Q4K && i < UNIT_MAX; i++) values[i] += offset;
+            memcpy(w + from, values, (size_t)(s->k - from < f.unit ? s->k - from : f.unit) * sizeof *w);
         }
     }
 }

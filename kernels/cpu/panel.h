@@ -60,7 +60,7 @@ typedef struct panel_isa {
     panel_kernel *(*kernel)(const panel_format *format, int32_t rows);
     /* A panel unpacked to the wide form. */
     void (*widen)(const panel_format *format, const uint8_t *panel, const panel_format *wide, uint8_t *out);
-    /* One token of prepare() in its common form; `scratch` holds k floats. */
+    /* One token of prepare(); `scratch` holds 2 k floats. */
     void (*prepare_row)(const qk_prepare *a, int64_t token, float *scratch);
     /* One head of rope_append(): norm and rotation where given, into `out` or else as halves. */
     void (*rope_head)(const qk_rope *r, const float *norm, const float *cos_sin, const float *from, int32_t dim, float *out,
@@ -81,6 +81,8 @@ extern const qk_layout cpu_layout_panel;
 extern const qk_row cpu_row_panel;
 void cpu_parallel(const qk_queue *q, qk_task *task, void *arg, int32_t count);   /* in place without a pool */
 qe_status cpu_prepare(const qk_prepare *a, const qk_queue *q, qe_error *err);
+qe_status cpu_embed(const qk_weight *table, const int32_t *ids, int64_t m, float scale, void *y, int64_t ldy,
+                    int32_t y_type, const qk_queue *q, qe_error *err);
 qe_status cpu_rope_append(const qk_rope *r, const qk_attention *a, const qk_queue *q, qe_error *err);
 size_t cpu_attention_bytes(const qk_device *device, const qk_attention *a);
 qe_status cpu_attention(const qk_attention *a, const qk_queue *q, qe_error *err);
