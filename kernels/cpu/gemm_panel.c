@@ -10,7 +10,7 @@
 
 enum {
     SWEEP_BYTES = 256 * 1024,   /* of activations held against one panel: half the L2 of small cores */
-    WIDE_TILES = 3,             /* from this many tiles on, narrow codes are unpacked once a sweep */
+    WIDE_TILES = 3,             /* from this many on narrow codes are unpacked once a sweep, if the ISA has kernels for that */
     CLAIM_BYTES = 64 * 1024,    /* of panels in one task, some microseconds of work for each claim */
     CLAIMS = 64                 /* tasks a thread, at most */
 };
@@ -51,7 +51,9 @@ static int32_t tile_rows(const panel_job *j, int32_t tile) {
     return left < j->isa->max_rows ? (int32_t)left : j->isa->max_rows;
 }
 
-static bool widened(const panel_job *j, int32_t tiles) { return j->format.bits < 8 && tiles >= WIDE_TILES; }
+static bool widened(const panel_job *j, int32_t tiles) {
+    return j->format.bits < 8 && tiles >= WIDE_TILES && j->isa->kernel(&j->wide, j->isa->max_rows);
+}
 
 static size_t work_bytes(const panel_job *j, uint32_t tasks) {
     return j->tile_bytes * (size_t)j->tiles + (widened(j, j->tiles) ? (size_t)j->wide.panel_bytes * tasks : 0);
