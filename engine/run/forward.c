@@ -176,6 +176,14 @@ static void cap(float *logits, int64_t n, float softcap) {
     for (int64_t i = 0; softcap > 0 && i < n; i++) logits[i] = softcap * qe_tanh(logits[i] / softcap);
 }
 
+/* Host memory whose rows of logits lie one behind the other, as a single row does: the product goes there at once. */
+static bool in_place(const qe_engine *e, const qe_wanted *wanted, int64_t count) {
+    if (!qe_device_is_host(e->device)) return false;
+    for (int64_t i = 1; i < count; i++)
+        if (wanted[i].to != wanted[0].to + i * e->hp.vocab) return false;
+    return true;
+}
+
 static qe_status run_head(const pass *p) {
     qe_engine *e = p->e;
     const qe_hparams *hp = &e->hp;
@@ -188,8 +196,10 @@ static qe_status run_head(const pass *p) {
         QE_TRY(gather(p, wanted, count));
         qk_prepare in = normed_input(hp, &s->head_hidden, &s->head_delta,
                                      &e->layers[hp->layers - 1].vectors[QE_ROLE_POST_FFN_NORM], &e->output_norm);
-        QE_TRY(project(p, head, -1, &in, count, &s->logits));
-        for (int64_t i = 0; i < count; i++) {
+        bool direct = in_place(e, wanted, count);
+        qe_block rows = direct ? (qe_block){wanted[0].to, (size_t)count * bytes} : s->logits;
+        QE_TRY(project(p, head, -1, &in, count, &rows));
+        for (int64_t i = 0; i < count && !direct; i++) {
             const char *row = (const char *)s->logits.data + (size_t)i * bytes;
             QE_TRY(e->device->backend->copy(p->queue, wanted[i].to, row, bytes, p->err));
         }
