@@ -1,5 +1,5 @@
 """Predicted times of plans: monotone in M, and percent of the roof per scheme."""
-import collections, json, os, subprocess, sys, tempfile
+import collections, json, os, re, subprocess, sys, tempfile
 
 import instances, model
 from rates import GPU, LAUNCH
@@ -88,7 +88,7 @@ def layer(found, gpu, scheme, name, m):
         if (g, s, bf16) != (gpu, scheme, False) or not shape.startswith(name + "."):
             continue
         for _, plan, p in (q for q in points if q[0] == m):
-            least, kind = model.roof(plan, gpu, p["data"], 16 if "a16" in plan["row"] else 8)
+            least, kind = model.roof(plan, gpu, p["data"], 16 if re.search("a16|dense", plan["row"]) else 8)
             seconds, ideal = seconds + p["seconds"], ideal + least
             pipes[p["binds"]] += p["seconds"]
             kinds[kind] += least

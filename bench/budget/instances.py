@@ -50,7 +50,7 @@ def tile80(family, units, tok, detail):
 def dense(tok, cluster, sm90):
     """Both operands of 16 bits, k in blocks of 64 columns (gemm_dense_sm80.cu, gemm_dense_sm90.cu)."""
     w, x = 128 * 128, tok * 128
-    stages = min(8, (232448 - 256) // (w + x)) if sm90 else min(5, 99 * 1024 // (w + x))
+    stages = min(8, (232448 - 256) // (w + x)) if sm90 else min(4, 99 * 1024 // (w + x))
     shared = max(stages * (w + x), tok * 132 * 4)
     return dict(rows=128, tok=tok, bk=64, threads=256 + (128 if tok >= 128 else 32) * sm90, mma_warps=8, stages=stages,
                 shared=shared // 8 * 8 + 8 + 16 * stages if sm90 else shared, w_stage=w, x_stage=x, xbits=16,

@@ -166,7 +166,8 @@ def predict(row, plan, gpu):
     edge = g["latency"] + rows * tok / 4 * EPILOGUE / 32 / 4
     waves = full + bool(rest)
     clocks = kb * (full * step + last) + (edge * waves if occ == 1 else edge * (1 + .5 * (waves - 1)))
-    weight = row["l2"] - tok * bk * row["bits"] // 8
+    dense = plan["row"].startswith("cuda/dense")
+    weight = rows * bk * 2 if dense else row["l2"] - tok * bk * row["bits"] // 8
     out = m * n * 2
     data = weight * math.ceil(n / rows) * math.ceil(k / bk) + m * k * row["bits"] // 8 + out
     flight = row["l2"] * max(row["stages"] - row["hold"], 1) * live * min(g["sms"], blocks)
@@ -176,7 +177,7 @@ def predict(row, plan, gpu):
     if memory > run:
         binds = "dram" if reach == 1 else "flight"
     seconds += splits_seconds(plan, g, rows, tok)
-    if plan["row"].startswith("cuda/dense"): # what must be read is the packed weight
+    if dense: # what must be read is the packed weight
         data = plan["packed"] + m * k * 2 + out
         if plan["written"]:
             seconds += dequantize(plan, g)

@@ -2,8 +2,9 @@
 // bands of 128 rows, then multiplied. A weight that already has the input's type is read where it lies.
 //
 // A pass takes at most kPassBytes of workspace and at most a share of the device's memory. Fewer and larger ones fill the
-// device better: the layers of an 8B model take one. Every row of the weight is multiplied by its power of two (qk_any_record) before it is rounded, sums are divided
-// by it: nothing overflows, and no weight above 2^-29 of its row's largest loses a bit to fp16's subnormals.
+// device better: the layers of an 8B model take one. Every row of the weight is multiplied by its power of two (qk_any_record)
+// before it is rounded, sums are divided by it: nothing overflows, and no weight above 2^-29 of its row's bound loses a bit to
+// fp16's subnormals.
 //
 // These rows serve every m, few tokens too: another row for few would give a token other bits (docs/numerics.md).
 #pragma once

@@ -1,5 +1,8 @@
 // Weights of layout cuda/any, dequantized for the dense rows: rows of fp16 or bf16, one rounding of qe_dequantize()'s value
 // times the row's power of two. A thread writes eight columns; scales and zeros are read once for them where groups allow.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include "any_weight.cuh"
 #include "dense.cuh"
 
@@ -47,11 +50,15 @@ PTX_FN float value_of(const AnyRow &row, uint32_t c) {
     return reinterpret_cast<const float *>(row.record.lut_in_head ? row.head : row.p + row.record.lut)[c];
 }
 
-// Two columns of 16 bits.
+// Two columns of 16 bits, each rounded once.
 PTX_FN uint32_t rounded(const Dequant &a, float power, float v0, float v1) {
     const float w0 = qe_mul(v0, power), w1 = qe_mul(v1, power);
-    const uint32_t h0 = a.bf16 ? qe_f32_to_bf16(w0) : qe_f32_to_f16(w0), h1 = a.bf16 ? qe_f32_to_bf16(w1) : qe_f32_to_f16(w1);
-    return h0 | h1 << 16;
+    if (a.bf16) {
+        const __nv_bfloat162 h = __floats2bfloat162_rn(w0, w1);
+        return uint32_t(__bfloat16_as_ushort(h.x)) | uint32_t(__bfloat16_as_ushort(h.y)) << 16;
+    }
+    const __half2 h = __floats2half2_rn(w0, w1);
+    return uint32_t(__half_as_ushort(__low2half(h))) | uint32_t(__half_as_ushort(__high2half(h))) << 16;
 }
 template <int kBits> __global__ void __launch_bounds__(kThreads) dequantize_rows(const __grid_constant__ Dequant a) {
     const int64_t k = (int64_t(blockIdx.y) * kThreads + threadIdx.x) * kColumns;

@@ -21,7 +21,7 @@ struct Args {
 };
 template <int kTok> struct Config {
     static constexpr int kWStage = kRows * 128, kStage = kWStage + kTok * 128;
-    static constexpr int kFit = kLeastShared / kStage, kStages = kFit < 5 ? kFit : 5;
+    static constexpr int kFit = kLeastShared / kStage, kStages = kFit < 4 ? kFit : 4; // of few tokens two blocks fit an A100
     static constexpr int kTile = tile_bytes<kRows, kTok>();
     static constexpr int kSharedBytes = kStages * kStage > kTile ? kStages * kStage : kTile;
     // A warp computes 16 rows of all tokens; of many tokens 32 rows of half of them: it reads fewer bytes of shared memory.
