@@ -158,7 +158,8 @@ TEST(CudaPlan, CoverRealShapes) {
     ASSERT_EQ(path != nullptr, out != nullptr) << path;
     const char *forms[] = {"w8a8",        "w4a8_channel",  "w4a8_g128", "w4a8_g32_asym_x", "w4a16_sym",
                            "w4a16_points", "w4a16_channel", "w8a16",     "w8a16_points",    "w8a16_g16_points",
-                            "nf4_g128",     "nf4",           "mxfp4",     "nvfp4",            "q4_k_a16",      "q6_k_a16",  "fp8", "bf16"};
+                            "nf4_g128",     "nf4",           "mxfp4",     "nvfp4",            "q4_k_a16",      "q6_k_a16",  "fp8", "bf16",
+                            "w1a8",         "w2a8"};
     const int64_t tokens[] = {1,   2,   4,   8,   15,  16,  17,  24,  31,  32,  33,   48,   63,   64,   65,   96,
                               127, 128, 129, 192, 255, 256, 257, 384, 512, 513, 768, 1024, 1536, 2048, 4096, 8192};
     int plans = 0;

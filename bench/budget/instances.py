@@ -12,6 +12,8 @@ def block_bytes(family, units, detail=""):
     """Packed bytes of 64 rows x 128 columns without zero points, and the largest such block."""
     if family == "w8a8":
         return 8192, 8192
+    if family == "w2a8":  # units: bits of a code
+        return 1024 * units, 1024 * units
     if family == "w4a8":
         return CODES + units * 128, CODES + units * 128
     if family == "w4a16":
@@ -42,7 +44,7 @@ def tile80(family, units, tok, detail):
     xbytes = 1 if family.endswith("a8") else 2
     used, largest = block_bytes(family, units, detail)
     stage = tok * 128 * xbytes + 2 * largest
-    stages = 3 if 3 * stage <= 99 * 1024 else 2
+    stages = min(8, 48 * 1024 // stage) if stage <= 8 * 1024 else 3 if 3 * stage <= 99 * 1024 else 2
     return dict(rows=128, tok=tok, bk=128, threads=256, mma_warps=8, stages=stages,
                 shared=max(stages * stage, tok * 132 * 4), w_stage=2 * used, x_stage=tok * 128 * xbytes, xbits=8 * xbytes)
 
@@ -65,7 +67,7 @@ def tile_of(name):
         return tile90("w4a16", int(m[1]), int(m[2]), 1, "Bfloat")
     if m := re.search(r"sm90::gemm_units<wxa16_sm90::Format<(?:\w+::)?(\w+), \w+, (\d)>, (\d+)>", name):
         return tile90("wxa16", int(m[2]), int(m[3]), 1, m[1])
-    if m := re.search(r"sm80::gemm<(w4a8|w4a16|wxa16)(?:_sm80)?::(\w+)<(?:(\w+), )?(?:\w+, )?(\d)>, (\d+)>", name):
+    if m := re.search(r"sm80::gemm<(w2a8|w4a8|w4a16|wxa16)(?:_sm80)?::(\w+)<(?:(\w+), )?(?:\w+, )?(\d)>, (\d+)>", name):
         return tile80(m[1], int(m[4]), int(m[5]), m[3] if m[2] == "Format" and m[1] == "wxa16" else m[2])
     if m := re.search(r"dense_sm90::gemm<\w+, (\d+), (\d)>", name):
         return dense(int(m[1]), int(m[2]), True)
@@ -82,7 +84,7 @@ TOKENS = {"sm90": (16, 64, 128, 256, 256), "sm80": (16, 32, 64, 128)}
 def of_plan(plan):
     """Name of the kernel that a plan launches (its tests/test_cuda_plan.cc line), or None for one thread per output."""
     family, _, sm = plan["row"].removeprefix("cuda/").partition("_")
-    if sm not in TOKENS:
+    if sm not in TOKENS or family == "w1a1":  # no source for the rate of products of bits on most GPUs
         return None
     if family == "dense":
         bf16 = "true" if plan["bf16"] else "false"
@@ -101,10 +103,12 @@ def of_plan(plan):
             return f"gemm_wxa16_sm90: sm90::gemm_units<wxa16_sm90::{wide}, {tok}>"
         if family == "w4a16" and plan["bf16"]:
             return f"gemm_w4a16_sm90: sm90::gemm_units<w4a16_sm90::Bfloat<{units}>, {tok}>"
-        form = "" if family == "w8a8" else f"<{units}>"
+        form = "" if family == "w8a8" else f"<{plan['bits'] if family == 'w2a8' else units}>"
         return f"gemm_{family}_sm90: sm90::gemm<{family}_sm90::Format{form}, {tok}, {cluster}>"
     if family == "w8a8":
         return f"gemm_w8a8_sm80: sm80::gemm<w8a8_sm80::Format, {tok}>"
+    if family == "w2a8":
+        return f"gemm_w2a8_sm80: sm80::gemm<w2a8_sm80::Format<{plan['bits']}>, {tok}>"
     if family == "w4a8":
         return f"gemm_w4a8_sm80: sm80::gemm<w4a8_sm80::Format<{units}>, {tok}>"
     if family == "w4a16":

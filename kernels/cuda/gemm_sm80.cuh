@@ -14,7 +14,8 @@ namespace sm80 {
 
 constexpr int kRows = 128, kBlockK = 128, kThreads = 256;
 constexpr int kLeastShared = 99 * 1024; // of a block on sm_86 and sm_89
-constexpr int kSmallStage = 8 * 1024;   // of so few bytes it takes more stages in flight to cover the latency of memory
+constexpr int kSmallStage = 8 * 1024;   // of so few bytes it takes more stages in flight to cover the latency of memory,
+constexpr int kSmallRing = 48 * 1024;   // and still two blocks on a unit
 
 // Columns of k in the 128 bytes of x that a k-block takes: 128 values, or what the format says in kColumns (bits).
 template <class F, class = void> struct Block {
@@ -24,6 +25,14 @@ template <class F> struct Block<F, std::void_t<decltype(F::kColumns)>> {
     static constexpr int kColumns = F::kColumns;
 };
 
+// How sums become y: as the format says in Out.
+template <class F, class = void> struct OutputOf {
+    using Type = Output;
+};
+template <class F> struct OutputOf<F, std::void_t<typename F::Out>> {
+    using Type = typename F::Out;
+};
+
 template <class F> struct Args {
     const unsigned char *x;
     int64_t x_pitch, x_bytes, m; // bytes of a row, and of its k values
@@ -31,7 +40,7 @@ template <class F> struct Args {
     int64_t head_bytes, band_bytes;
     int block_bytes, blocks, split_blocks, chunk_blocks;
     typename F::Context context; // what the format wants to know of the layout
-    Output output;
+    typename OutputOf<F>::Type output;
     Groups groups;
     PTX_FN Args of(const Tile &t) const { // with the weight and the rows of a tile
         Args a = *this;
@@ -47,7 +56,8 @@ template <class F> struct Args {
 // mma(), and promoting ones unit_ends(step), scale(step, row).
 template <class F, int kTok> struct Config {
     static constexpr int kXTile = kTok * 128, kXStage = kXTile * F::kXBytes, kStage = kXStage + 2 * F::kBlockBytes;
-    static constexpr int kStages = kStage <= kSmallStage ? 8 : 3 * kStage <= kLeastShared ? 3 : 2;
+    static constexpr int kSmall = kSmallRing / kStage < 8 ? kSmallRing / kStage : 8;
+    static constexpr int kStages = kStage <= kSmallStage ? kSmall : 3 * kStage <= kLeastShared ? 3 : 2;
     // A warp computes 16 rows of all tokens; of 128 tokens 32 rows of half of them: it reads fewer bytes of shared memory.
     // Formats that promote keep a row of scales, and have no tile of 128 tokens.
     static constexpr int kRowTiles = kTok == 128 ? 2 : 1, kWarpTok = kTok / kRowTiles, kRowWarps = 8 / kRowTiles;

@@ -12,9 +12,7 @@
 //
 // Float sums restart in every chunk of k (quantization.md 7.4), inside the block or as splits of the grid: the same bits.
 // Splits are summed in the shared memory of a cluster where that takes no more waves, else through the workspace.
-//
-// Formats that promote keep codes unscaled in the product: where a unit of columns ends, its sums are scaled in fp32. wgmma
-// must be idle for that, so the next unit's fragments are unpacked before the wait, and the other warpgroup multiplies.
+// Formats that promote have a main loop of their own (units_sm90.cuh).
 #pragma once
 #include "cluster_sums.cuh"
 
@@ -42,6 +40,9 @@ template <class F> struct Args {
     }
 };
 
+// Whether two blocks of 16 tokens may share a unit: not where 80 registers spill.
+template <class F> constexpr bool kSharesUnit = !F::kTotals;
+
 // A format F has: Acc, Context, kXBytes (of one value of x), kBlockBytes (largest block of 64 x 128), kFromShared,
 // kTotals (sums restart in chunks), kPromotes, kCluster (blocks that share tokens in the largest instance); load(), unpack()
 // and mma<N>(), or product<N>() with descriptors. Promoting ones: kUnits (of a block); State and begin(context), what a
@@ -63,7 +64,7 @@ template <class F, int kTok> struct Config {
     static constexpr int kSharedBytes = kTotals + kTotalBytes;
     // Two blocks of few tokens share a unit where memory allows: ptxas is told, else it takes registers for one. Units
     // count warps by fours, ptxas does not.
-    static constexpr int kBlocks = kTok == 16 && !F::kTotals && 2 * (kSharedBytes + 1024) <= 233472 ? 2 : 1;
+    static constexpr int kBlocks = kTok == 16 && kSharesUnit<F> && 2 * (kSharedBytes + 1024) <= 233472 ? 2 : 1;
     static constexpr int kBound = kBlocks == 1 ? kThreads : (kThreads + 127) / 128 * 128;
     static_assert(kStages >= 2 && kSharedBytes <= 232448 && kW % 1024 == 0, "a ring of at least two stages");
 };
@@ -172,64 +173,6 @@ PTX_FN void consume(const Args<F> &a, uint32_t base, int begin, int end, bool fi
     }
     ptx::reg_fence(acc);
 }
-
-// acc += part * scale of the fragment's two rows, part = 0.
-template <int N> PTX_FN void promote(const float (&scale)[2], float (&part)[N], float (&acc)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; i++) {
-        acc[i] = qe_fma(part[i], scale[i >> 1 & 1], acc[i]);
-        part[i] = 0;
-    }
-}
-// consume() of formats that promote. The first unit of a block promotes the last one of the block before (of nothing: zeros
-// times zero), so that no branch stands around a product.
-template <class F, int kTok, int kCluster>
-PTX_FN void consume_units(const Args<F> &a, const typename F::State &state, uint32_t base, int begin, int end, bool first,
-                          Cursor &at, float (&acc)[kTok / 2]) {
-    using C = Config<F, kTok>;
-    constexpr int kPieces = F::kUnits == 1 ? 1 : F::kUnits / 2, kSteps = 4 / kPieces; // units of half a block
-    const int tid = int(threadIdx.x), group = tid / 128, lane = tid % 32;
-    const uint32_t full = base + C::kBars, empty = full + C::kStages * 8;
-    const uint32_t w_base = base + uint32_t(C::kW + group * a.block_bytes);
-    float part[kTok / 2], scale[2] = {0, 0};
-#pragma unroll
-    for (int i = 0; i < kTok / 2; i++) acc[i] = part[i] = 0;
-    uint32_t frag[2][4][4];
-    for (int kb = begin; kb < end; kb++) {
-        ptx::mbar_wait(full + uint32_t(at.s * 8), at.parity);
-        F w;
-        w.load(w_base + uint32_t(at.s * C::kWStage), tid % 128, state);
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            w.unpack(frag[half], half);
-            const uint64_t x = ptx::wgmma_desc(base + uint32_t(at.s * C::kXStage + half * C::kXTile));
-            ptx::reg_fence(frag[half]);
-#pragma unroll
-            for (int piece = 0; piece < kPieces; piece++) {
-                if (F::kUnits > 1 || half == 0) {
-                    ptx::wgmma_wait<0>();
-                    ptx::reg_fence(part);
-                    promote(scale, part, acc);
-#pragma unroll
-                    for (int r = 0; r < 2; r++) scale[r] = w.scale(half * kPieces + piece, r);
-                    if (half == 0 && piece == 0 && (kb > begin || !first))
-                        release<kCluster>(empty + uint32_t(at.previous * 8), lane);
-                }
-                ptx::reg_fence(part);
-                ptx::wgmma_fence();
-#pragma unroll
-                for (int st = piece * kSteps; st < (piece + 1) * kSteps; st++)
-                    F::template mma<kTok>(part, frag[half][st], x + uint64_t(st * 2));
-                ptx::wgmma_commit();
-                ptx::wgmma_wait<1>(); // the other half's products are done
-            }
-        }
-        advance<C::kStages>(at);
-    }
-    ptx::wgmma_wait<0>();
-    ptx::reg_fence(part);
-    promote(scale, part, acc);
-}
 #endif
 
 template <class F, int kTok, int kCluster = 1>
@@ -267,19 +210,7 @@ __global__ void __launch_bounds__(Config<F, kTok>::kBound, Config<F, kTok>::kBlo
     if constexpr (C::kHandover) ptx::setmaxnreg_inc<232>();
     Acc acc[kTok / 2];
     Cursor at{0, 0, 0};
-    if constexpr (F::kPromotes) { // sums and part sums fill the registers: totals wait in shared memory
-        const typename F::State state = F::begin(a.context);
-        float *total = reinterpret_cast<float *>(smem + C::kTotals) + tid;
-        for (int chunk = begin; chunk < end; chunk += a.chunk_blocks) {
-            const int stop = chunk + a.chunk_blocks < end ? chunk + a.chunk_blocks : end;
-            consume_units<F, kTok, kCluster>(a, state, base, chunk, stop, chunk == begin, at, acc);
-#pragma unroll
-            for (int i = 0; i < kTok / 2; i++) {
-                if (chunk > begin) acc[i] = plus(total[i * kConsumers], acc[i]);
-                if (stop < end) total[i * kConsumers] = acc[i];
-            }
-        }
-    } else if constexpr (F::kTotals) {
+    if constexpr (F::kTotals) {
         Acc total[kTok / 2] = {};
         for (int chunk = begin; chunk < end; chunk += a.chunk_blocks) {
             const int stop = chunk + a.chunk_blocks < end ? chunk + a.chunk_blocks : end;

@@ -16,7 +16,7 @@ struct Args {
     const unsigned char *w;
     int64_t band_bytes, n;
     int tiles;
-    Output output;
+    BitOutput output;
     Groups groups;
 };
 
@@ -87,8 +87,7 @@ qe_status run(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *que
     a.x = args->x.bits, a.words = qk_bit_words(w.k);
     a.w = static_cast<const unsigned char *>(args->w->blob);
     a.band_bytes = qk_w1_band_bytes(w.k), a.n = w.n, a.tiles = int(qk_w1_tiles(w.k));
-    a.output = output_of(plan, args, a.band_bytes, qk_w1_tiles(w.k) * QK_W8_TILE_BYTES);
-    a.output.x_ones = args->x.ones;
+    a.output = {output_of(plan, args, a.band_bytes, qk_w1_tiles(w.k) * QK_W8_TILE_BYTES), args->x.ones};
     a.groups = groups_of(args);
     if (args->x.m == 0) return QE_OK;
     return launch(gemm, dim3(tiles_of(args, kTokens), plan->grid[1]), plan->block, 0, queue, "cuda/w1a1_popc", err, a);

@@ -10,6 +10,7 @@ constexpr int kLeastTokens = 5; // fewer: cuda/w1a1_popc
 
 struct Format : W8Tile {
     using Acc = int32_t;
+    using Out = BitOutput;
     static constexpr int kXBytes = 1, kColumns = QK_W1_TILE_K;
     static constexpr bool kTotals = false, kPromotes = false;
     static PTX_FN void mma(Acc (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -34,8 +35,7 @@ qe_status run(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *que
         return qe_error_set(err, QE_E_ARGUMENT, "cuda/w1a1_sm80: x was not prepared as signs");
     sm80::Args<Format> a{};
     a.band_bytes = qk_w1_band_bytes(k), a.block_bytes = Format::kBlockBytes;
-    a.output = output_of(plan, args, a.band_bytes, qk_w1_tiles(k) * QK_W8_TILE_BYTES);
-    a.output.x_ones = args->x.ones;
+    a.output = {output_of(plan, args, a.band_bytes, qk_w1_tiles(k) * QK_W8_TILE_BYTES), args->x.ones};
     qk_gemm_args bits = *args; // rows of bytes
     bits.x.data = args->x.bits, bits.x.ld = qk_bit_words(k) * 4, bits.x.k = (k + 7) / 8;
     return sm80::run_family<Format, 3>(plan, &bits, a, queue, "cuda/w1a1_sm80", err);

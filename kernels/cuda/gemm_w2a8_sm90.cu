@@ -18,6 +18,10 @@ template <int kBits> struct Format : W2A8<kBits> {
     }
 };
 
+} // namespace w2a8_sm90
+template <int kBits> constexpr bool sm90::kSharesUnit<w2a8_sm90::Format<kBits>> = false;
+namespace w2a8_sm90 {
+
 bool supports(const qk_device *device, const qk_gemm *g, qk_why *why) {
     if (device->sm / 10 != 9) return qk_no(why, "sm_%d, needed sm_90", int(device->sm));
     if (device->unit_bytes < uint32_t(sm90::Config<Format<2>, 256>::kSharedBytes))

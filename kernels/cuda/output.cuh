@@ -11,7 +11,6 @@ namespace qk_cuda {
 struct Output {
     const float *x_scale;
     const int32_t *x_zero; // NULL: symmetric
-    const int32_t *x_ones; // bits set of a token, where the sums count the bits that x and w both have; else NULL
     int x_static;          // one scale and zero for all tokens
     const unsigned char *bands;
     int64_t band_bytes, scales_at; // of 128 rows: float scale[128], int32 sum of the row's integers[128]
@@ -38,13 +37,12 @@ struct Output {
         uint32_t exact[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) exact[i] = uint32_t(sum[i]) - (zero ? zero * uint32_t(row_sum[i]) : 0);
-        if (x_ones) { // signs are 2 b - 1, and the sum of a row's is 2 ones - k: no k is left
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                exact[i] = 4 * uint32_t(sum[i]) - 2 * uint32_t(x_ones[m]) - uint32_t(row_sum[i]);
-        }
+        store(m, n, exact, scale);
+    }
+    // Sums of products of quantized numbers; the scales of four columns.
+    PTX_FN void store(int64_t m, int64_t n, const uint32_t (&exact)[4], const float *scale) const {
         if (out.type == QE_CODE_INT) return store_int8(m, n, exact);
-        const float s = x_scale[token];
+        const float s = x_scale[x_static ? 0 : m];
         float v[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) v[i] = qe_mul(qe_mul(float(int32_t(exact[i])), s), scale[i]);
@@ -60,6 +58,24 @@ struct Output {
 #pragma unroll
         for (int i = 0; i < 4; i++) word |= uint32_t(uint8_t(requant(sum[i], n + i))) << 8 * i;
         *reinterpret_cast<uint32_t *>(y) = word;
+    }
+};
+// Of sums that count the bits which x and w both have.
+struct BitOutput : Output {
+    const int32_t *x_ones; // bits set of a token
+    PTX_FN BitOutput of(int64_t expert, int64_t bytes) const {
+        BitOutput o = *this;
+        static_cast<Output &>(o) = Output::of(expert, bytes);
+        return o;
+    }
+    PTX_FN void finish(int64_t m, int64_t n, const int32_t (&sum)[4]) const {
+        if (n >= out.n) return;
+        const float *scale = reinterpret_cast<const float *>(bands + n / 128 * band_bytes + scales_at) + n % 128;
+        const int32_t *row_sum = reinterpret_cast<const int32_t *>(scale) + 128;
+        uint32_t exact[4]; // signs are 2 b - 1, and the sum of a row's is 2 ones - k: no k is left
+#pragma unroll
+        for (int i = 0; i < 4; i++) exact[i] = 4 * uint32_t(sum[i]) - 2 * uint32_t(x_ones[m]) - uint32_t(row_sum[i]);
+        store(m, n, exact, scale);
     }
 };
 
@@ -103,9 +119,9 @@ template <class T> struct Partial {
     T *sums; // NULL: the tile holds the whole sums
     int64_t ld;
 };
-template <int kRows, int kTok, class T>
+template <int kRows, int kTok, class T, class Out>
 PTX_FN void store_tile(const unsigned char *tile, int thread, int threads, int64_t tokens, int64_t m0, int64_t n0,
-                       int split, const Partial<T> &partial, const Output &output) {
+                       int split, const Partial<T> &partial, const Out &output) {
     constexpr int kQuads = kRows / 4;
     for (int i = thread; i < kTok * kQuads; i += threads) {
         const int token = i / kQuads, column = i % kQuads * 4;
@@ -131,9 +147,9 @@ PTX_FN float plus(float a, float b) {
 // Static, so that each file launches its own copy: files for sm_90a hold no code for other devices, and host stubs of
 // equal names would be merged by the linker.
 constexpr int kReduceThreads = 128;
-template <class T>
+template <class T, class Out>
 static __global__ void __launch_bounds__(kReduceThreads)
-    reduce(const T *sums, int splits, int64_t tokens, int64_t ld, const __grid_constant__ Output output) {
+    reduce(const T *sums, int splits, int64_t tokens, int64_t ld, const __grid_constant__ Out output) {
     const int64_t n = (int64_t(blockIdx.y) * kReduceThreads + threadIdx.x) * 4, m = blockIdx.x;
     if (n >= output.out.n) return;
     const T *from = sums + m * ld + n;
@@ -148,12 +164,12 @@ static __global__ void __launch_bounds__(kReduceThreads)
 inline int64_t partial_ld(int64_t n) {
     return (n + 127) / 128 * 128;
 }
-template <class T>
-static qe_status launch_reduce(const qk_plan *plan, const qk_gemm_args *args, const Output &output, const qk_queue *queue,
+template <class T, class Out>
+static qe_status launch_reduce(const qk_plan *plan, const qk_gemm_args *args, const Out &output, const qk_queue *queue,
                         const char *name, qe_error *err) {
     const int64_t n = args->w->shape.n;
     const dim3 grid(uint32_t(args->x.m), uint32_t((n + 4 * kReduceThreads - 1) / (4 * kReduceThreads))); // x: up to 2^31 - 1
-    return launch(reduce<T>, grid, kReduceThreads, 0, queue, name, err, static_cast<const T *>(args->workspace),
+    return launch(reduce<T, Out>, grid, kReduceThreads, 0, queue, name, err, static_cast<const T *>(args->workspace),
                   plan->splits, args->x.m, partial_ld(n), output);
 }
 
