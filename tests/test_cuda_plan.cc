@@ -184,7 +184,8 @@ TEST(CudaPlan, CoverRealShapes) {
                             problem.m = m;
                             ASSERT_EQ(qk_gemm_plan(&d, &problem, &plan, nullptr, nullptr, nullptr), QE_OK) << form;
                             const int64_t pass = int64_t(plan.grid[1]) * 128, passes = (at.n + pass - 1) / pass; // of dense rows
-                            ASSERT_GE(int64_t(plan.grid[0]) * plan.grid[1] * passes * 128 * 256, m * at.n) << plan.row->name;
+                            ASSERT_GE(int64_t(plan.grid[1]) * passes * 128, at.n) << plan.row->name;
+                            ASSERT_GE(int64_t(plan.grid[0]) * 256, m) << plan.row->name; // at the largest tile
                             plans++;
                             if (!out) continue;
                             std::fprintf(out,

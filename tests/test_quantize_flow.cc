@@ -237,6 +237,7 @@ TEST(Flow, Refusals) {
         {"scheme", "w5a17", "", "", "a", QE_E_ARGUMENT},
         {"scheme_input", "int4:g64:f16@a2", "", "", "a", QE_E_ARGUMENT},
         {"signs_static", R"({"scheme": "w1a1", "static": true})", "", "", "a", QE_E_UNSUPPORTED},
+        {"signs_gguf", "int4:g32:f16@a1", "", "gguf", "a", QE_E_UNSUPPORTED},
         {"descriptor", "int4:g7:f16:q=9", "", "", "a", QE_E_ARGUMENT},
         {"method", "w4a16-g128", "magic", "", "a", QE_E_ARGUMENT},
         {"two_methods", "w4a16-g128", "rtn+gptq", "", "a", QE_E_ARGUMENT},

@@ -114,7 +114,7 @@ typedef struct block_sums {
     double weights[2];           /* w w, (w - w')^2 */
     qe_layer_report errors;      /* max_error, mean_error, error_bound */
     outputs o;
-    qe_status status;
+    qe_error error;
 } block_sums;
 
 typedef struct report_job {
@@ -133,28 +133,28 @@ static void measure_block(void *arg, int32_t index, int32_t count) {
     int64_t k = t->k, row = (int64_t)index * ROWS, rows = t->n - row < ROWS ? t->n - row : ROWS;
     (void)count;
     size_t each = ((size_t)(ROWS * k) * sizeof(float) + 63) & ~(size_t)63;
-    char *memory = qe_scratch(2 * each + qe_gemm_scratch_bytes() + 2 * ROWS * 64 * sizeof(float), NULL);
-    if (!memory) {
-        b->status = QE_E_NOMEM;
-        return;
-    }
+    char *memory = qe_scratch(2 * each + qe_gemm_scratch_bytes() + 2 * ROWS * 64 * sizeof(float), &b->error);
+    if (!memory) return;
     float *plain = (float *)memory, *rounded = (float *)(memory + each);
     void *scratch = memory + 2 * each;
     float *y = (float *)(memory + 2 * each + qe_gemm_scratch_bytes());
-    b->status = qe_dequantize(t, row, rows, rounded, k, NULL);
-    for (int64_t r = 0; r < rows && !b->status; r++) {
+    bool ok = !qe_dequantize(t, row, rows, rounded, k, &b->error);
+    for (int64_t r = 0; r < rows && ok; r++) {
         memcpy(plain + r * k, j->w + (row + r) * j->ldw, (size_t)k * sizeof(float));
         measure_row(plain + r * k, rounded + r * k, t, row + r, b->weights, &b->errors);
     }
-    if (j->sample && !b->status) outputs_of_sample(j->c, k, plain, rounded, rows, y, scratch, &b->o);
-    if (j->hessian && !b->status) outputs_of_hessian(j->c->hessian, k, plain, rounded, rows, &b->o);
+    if (j->sample && ok) outputs_of_sample(j->c, k, plain, rounded, rows, y, scratch, &b->o);
+    if (j->hessian && ok) outputs_of_hessian(j->c->hessian, k, plain, rounded, rows, &b->o);
     free(memory);
 }
 
 static qe_status add_blocks(const block_sums *blocks, int32_t count, block_sums *all, qe_error *err) {
     for (int32_t i = 0; i < count; i++) {
         const block_sums *b = &blocks[i];
-        if (b->status) return qe_error_set(err, b->status, "rows from %d on cannot be measured", i * ROWS);
+        if (b->error.status) {
+            if (err) *err = b->error;
+            return (qe_status)b->error.status;
+        }
         all->weights[0] += b->weights[0], all->weights[1] += b->weights[1];
         if (b->errors.max_error > all->errors.max_error) all->errors.max_error = b->errors.max_error;
         if (b->errors.error_bound > all->errors.error_bound) all->errors.error_bound = b->errors.error_bound;

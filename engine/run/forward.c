@@ -180,7 +180,7 @@ static void cap(float *logits, int64_t n, float softcap) {
 static bool in_place(const qe_engine *e, const qe_wanted *wanted, int64_t count) {
     if (!qe_device_is_host(e->device)) return false;
     for (int64_t i = 1; i < count; i++)
-        if (wanted[i].to != wanted[0].to + i * e->hp.vocab) return false;
+        if ((uintptr_t)wanted[i].to != (uintptr_t)wanted[0].to + (uintptr_t)(i * e->hp.vocab) * sizeof(float)) return false;
     return true;
 }
 

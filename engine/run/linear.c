@@ -18,7 +18,7 @@ static bool float_type(int32_t type) {
 }
 
 /* ---- checks ------------------------------------------------------------------------------------------------------ */
-static qe_status check_act(const qe_act *act, const qe_quant *w, int64_t k, qe_error *err) {
+qe_status qe_act_check(const qe_act *act, const qe_quant *w, int64_t k, qe_error *err) {
     const qe_quant *q = &act->quant;
     if (act->mode < QE_ACT_FLOAT || act->mode > QE_ACT_STATIC)
         return qe_error_set(err, QE_E_ARGUMENT, "act.mode is %d, legal are 0 to 2", act->mode);
@@ -141,7 +141,7 @@ qe_status qe_linear_begin(qe_device *device, const qe_qtensor *form, const qe_li
                             (long long)form->k);
     QE_TRY(qe_linear_options_read(options, form, &o, err));
     if (!o.experts) o.experts = 1;
-    QE_TRY(check_act(o.act, &form->quant, form->k, err));
+    QE_TRY(qe_act_check(o.act, &form->quant, form->k, err));
     int32_t h = form->hadamard;
     if (h < 0 || (h && (h & (h - 1) || form->k % h)))
         return qe_error_set(err, QE_E_ARGUMENT, "hadamard is %d: a power of two that divides k %lld", h,

@@ -36,6 +36,8 @@ typedef struct qe_run_plan {
 /* m rows of x. group_m, unless 0: the tokens of an expert that a grouped plan is made for. */
 qe_status qe_linear_plan_run(const qe_linear *l, int64_t m, int64_t group_m, int32_t x_type, int32_t y_type, qe_run_plan *out,
                              qe_error *err);
+/* Inputs that a linear of k columns under the scheme w may have. */
+qe_status qe_act_check(const qe_act *act, const qe_quant *w, int64_t k, qe_error *err);
 /* As this version knows them, with what the weight `t` says where `in` does not. */
 qe_status qe_linear_options_read(const qe_linear_options *in, const qe_qtensor *t, qe_linear_options *o, qe_error *err);
 bool      qe_linear_takes(const qe_linear *l, int32_t x_type);

@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "base/os.h"
+#include "run/linear_internal.h"
 #include "run/engine_internal.h"
 
 enum { SLICE_BYTES = 8 << 20 };
@@ -195,6 +196,7 @@ static qe_status choose(const qe_device *device, const qe_loading *loading, cons
     if (!one->ref.act_known) qe_act_default(&s->quant, &s->act);
     else if (one->ref.act.mode != QE_ACT_FLOAT) s->act = one->ref.act;
     if (loading->act && !float_code(&s->quant)) s->act = *loading->act;
+    QE_TRY(qe_act_check(&s->act, &s->quant, s->k, err));
     s->chunk_k = qk_chunk_k(&s->quant, s->facts, &s->act, s->n, s->k);
     s->layout = qk_layout_choose(&device->facts, s, NULL, NULL);
     if (s->layout) return QE_OK;

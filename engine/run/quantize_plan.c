@@ -120,6 +120,8 @@ static qe_status check_all(qe_job *job, qe_error *err) {
 static qe_status prepare(const qe_job *job, qe_item *item, qe_error *err) {
     const qe_weight_row *row = qe_family_row(job->model->family, item->role);
     bool renamed = gguf(job) || qe_job_dequantizes(job);
+    if (gguf(job) && item->linear && item->decision.act.mode != QE_ACT_FLOAT && item->decision.act.quant.code == QE_CODE_SIGN)
+        return qe_error_set(err, QE_E_UNSUPPORTED, "%s: a GGUF file cannot say that inputs are signs", item->name);
     if (renamed && (!row || !(gguf(job) ? row->gguf : row->hf)))
         return qe_error_set(err, QE_E_UNSUPPORTED, "tensor \"%s\" has no place in %s of this family",
                             qe_store_tensor_at(job->model->store, item->tensor)->name, gguf(job) ? "a GGUF file" : "a folder");
@@ -192,7 +194,7 @@ static void add_sizes(qe_job *job) {
                            (item->decision.method == QE_METHOD_KMEANS && job->o->calibration);
     }
     if (p->weights) p->bits_per_weight = bits / (double)p->weights;
-    p->memory_bytes = 12 * largest + (8u << 20);
+    p->memory_bytes = 12 * largest + (8u << 20);   /* a thread's blocks of rows among the 8 MiB */
     if (!job->calibrates) return;
     int64_t length = job->o->sequence_tokens ? job->o->sequence_tokens : 512, sequences = job->o->sequences ? job->o->sequences : 128;
     p->calibration_tokens = length * sequences;

@@ -98,8 +98,9 @@ static qe_status read_members(const json_t *object, qe_decision *d, const char *
     if (how) QE_TRY(set_method(d, how, err));
     if (range && (d->range = qe_range_method_find(range)) < 0)
         return unknown("range", range, "minmax, percentile, mse, octav, output", err);
-    if (fixed && d->act.mode != QE_ACT_FLOAT) {
-        if (d->act.quant.code == QE_CODE_SIGN)
+    bool signs = d->act.mode != QE_ACT_FLOAT && d->act.quant.code == QE_CODE_SIGN;
+    if (fixed && d->act.mode != QE_ACT_FLOAT && (!signs || json_object_get(object, "static"))) {
+        if (signs)
             return qe_error_set(err, QE_E_UNSUPPORTED, "sign inputs have no static scale: leave \"static\" out");
         d->act.mode = QE_ACT_STATIC;
         d->act.quant.group_n = 0;

@@ -32,7 +32,7 @@ typedef enum qe_backend {
 } qe_backend;
 
 /* A host application's own threads: run task(arg, 0 .. count - 1, count), each index once, return when all are done.
- * `threads` is how many run at once. It may be called from several threads. */
+ * `threads` is how many run at once. It may be called from several threads. Tasks take up to 160 KiB of stack. */
 typedef struct qe_executor {
     void   *ctx;
     int32_t threads;

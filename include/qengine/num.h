@@ -173,7 +173,7 @@ QE_NUM_FN qe_act_range qe_act_range_sign(float sum, int64_t n) {
 QE_NUM_FN int8_t qe_act_code_sign(float x) { return x < 0.0f ? -1 : 1; }
 QE_NUM_FN float  qe_act_lane_sign(float lane, float x) { return qe_add(lane, qe_f32_from_bits(qe_f32_bits(x) & 0x7fffffffu)); }
 
-/* Quantize one group; returns its range. */
+/* Signs of a row; returns their range. */
 QE_NUM_FN qe_act_range qe_act_quantize_sign(const float *x, int64_t n, int8_t *q) {
     float lanes[512] = {0.0f};
     for (int64_t i = 0; i < n; i++) {
@@ -185,6 +185,7 @@ QE_NUM_FN qe_act_range qe_act_quantize_sign(const float *x, int64_t n, int8_t *q
     return qe_act_range_sign(lanes[0], n);
 }
 
+/* Quantize one group; returns its range. */
 QE_NUM_FN qe_act_range qe_act_quantize_symmetric(const float *x, int64_t n, int8_t *q) {
     uint32_t top = 0;
     for (int64_t i = 0; i < n; i++) {

@@ -22,7 +22,7 @@ static bool bits_supports(const qk_device *device, const qk_shape *s, qk_why *wh
     if (w->code != QE_CODE_SIGN) return qk_no(why, "codes are not signs");
     if (w->scale != QE_NUM_F32 && w->scale != QE_NUM_F16 && w->scale != QE_NUM_BF16) return qk_no(why, "the scale is no float");
     if (w->super != QE_NUM_ONE || w->scale_log2) return qk_no(why, "two levels of scales, or scales times 2^%d", w->scale_log2);
-    if (!qk_whole_k(w, s->facts, &s->act, s->k)) return qk_no(why, "groups of %d along k, or k beyond int32", w->group_k);
+    if (!qk_whole_k(w, s->facts, &s->act, s->k)) return qk_no(why, "more than one scale along k (groups of %d), or k beyond int32", w->group_k);
     return true;
 }
 
@@ -83,14 +83,10 @@ typedef struct bits_job {
 
 static void close_row(const bits_job *j, int64_t token, int64_t column, const float *scale, const int32_t *differ) {
     const qk_gemm_args *a = j->finish.args;
-    int32_t sums[PANEL_COLUMNS];
     float v[PANEL_COLUMNS];
-    for (int c = 0; c < PANEL_COLUMNS; c++) {
-        sums[c] = (int32_t)a->x.k - 2 * differ[c];
-        v[c] = (float)sums[c] * a->x.scales[token] * scale[c];
-    }
-    if (j->finish.y_type == QE_CODE_INT) finish_int8(&j->finish, token, column, sums);
-    else finish_row(&j->finish, token, column, v);
+    for (int c = 0; c < PANEL_COLUMNS; c++)
+        v[c] = (float)((int32_t)a->x.k - differ[c] - differ[c]) * a->x.scales[token] * scale[c];
+    finish_row(&j->finish, token, column, v);
 }
 
 static void bits_task(void *arg, int32_t index, int32_t count) {
@@ -113,6 +109,7 @@ static void bits_task(void *arg, int32_t index, int32_t count) {
 
 static bool bits_row_supports(const qk_device *device, const qk_gemm *g, qk_why *why) {
     (void)device;
+    if (g->y_type == QE_CODE_INT) return qk_no(why, "int8 output of signs, which have no static scale");
     return finish_supports(g, why);
 }
 

@@ -255,6 +255,10 @@ INLINE void tile_run(const int R, const int bits, const int wide, const panel_sc
     }
 }
 
+#if defined(V_AVX512)
+#define WIDEN NULL /* no kernels of wide panels, see HEIGHT_LIST */
+#else
+#define WIDEN widen
 /* A panel of narrow codes as one of bytes; everything but the codes is copied. */
 INLINE void widen_units(const int bits, const panel_format *f, const uint8_t *from, uint8_t *to) {
     const int steps = f->unit / 4;
@@ -283,6 +287,7 @@ static void widen(const panel_format *f, const uint8_t *panel, const panel_forma
         if (f->bits == 6) widen_units(6, f, from, to);
     }
 }
+#endif
 
 /* Stored width and scale kind of every kernel built, and whether for wide panels. */
 #define KERNEL_LIST(X, R)                                                                                            \

@@ -52,7 +52,7 @@ static int32_t tile_rows(const panel_job *j, int32_t tile) {
 }
 
 static bool widened(const panel_job *j, int32_t tiles) {
-    return j->format.bits < 8 && tiles >= WIDE_TILES && j->isa->kernel(&j->wide, j->isa->max_rows);
+    return j->format.bits < 8 && tiles >= WIDE_TILES && j->isa->widen;
 }
 
 static size_t work_bytes(const panel_job *j, uint32_t tasks) {

@@ -7,7 +7,7 @@
 #include "decoded_body.h"
 #include "bits_body.h"
 
-const panel_isa panel_isa_avx2 = {"avx2", V_BIAS8, V_MAX_ROWS, kernel_find, widen, prepare_row, rope_head,
+const panel_isa panel_isa_avx2 = {"avx2", V_BIAS8, V_MAX_ROWS, kernel_find, WIDEN, prepare_row, rope_head,
                                     attend, ATTEND_QUERIES};
 const decoded_isa decoded_isa_avx2 = DECODED_ISA;
 void bits_differ_avx2(const uint8_t *lines, const uint32_t *x, int64_t words, int32_t rows, int32_t differ[][PANEL_COLUMNS]) {

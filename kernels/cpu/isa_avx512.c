@@ -6,7 +6,7 @@
 #include "attention_body.h"
 #include "decoded_body.h"
 
-const panel_isa panel_isa_avx512 = {"avx512", V_BIAS8, V_MAX_ROWS, kernel_find, widen, prepare_row, rope_head,
+const panel_isa panel_isa_avx512 = {"avx512", V_BIAS8, V_MAX_ROWS, kernel_find, WIDEN, prepare_row, rope_head,
                                     attend, ATTEND_QUERIES};
 const decoded_isa decoded_isa_avx512 = DECODED_ISA;
 #else

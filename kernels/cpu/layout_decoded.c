@@ -216,5 +216,5 @@ static void decoded_row_values(const qk_shape *s, const void *head, const void *
 }
 
 const qk_layout cpu_layout_decoded = {
-    "cpu/decoded",      1,            PANEL_COLUMNS,  decoded_supports,  decoded_head_bytes, decoded_band_bytes,
+    "cpu/decoded",      2,            PANEL_COLUMNS,  decoded_supports,  decoded_head_bytes, decoded_band_bytes,
     decoded_pack_head,  decoded_pack, decoded_unpack, decoded_row_values};

@@ -237,7 +237,7 @@ static const float *values(const qk_prepare *a, int64_t token, float *v) {
     return arrange(a->next, v, k);
 }
 
-/* v holds 2 k floats of scratch. The caller has checked that all that is read is there, and of the types known here. */
+/* v holds k floats of scratch, 2 k where the weight has a column order. The caller has checked that all that is read is there, and of the types known here. */
 static void prepare_row(const qk_prepare *a, int64_t token, float *v) {
     const qe_act *act = &a->next->shape.act;
     qk_x *out = a->out;

@@ -2,18 +2,31 @@
  * wrong goes to the reference, which has the same bits and the messages. */
 #include "panel.h"
 
-enum { ROW_FLOATS = 16384, ROTATION_FLOATS = 4096 };   /* of a row, twice on a thread's stack; of a Hadamard block */
+enum { ROW_FLOATS = 16384, ROTATION_FLOATS = 4096 };   /* of a row on a thread's stack, twice under a column order; of a Hadamard block */
 
 typedef struct prepare_job {
     const qk_prepare *a;
     const panel_isa *isa;
 } prepare_job;
 
-static void prepare_task(void *arg, int32_t index, int32_t count) {
-    const prepare_job *j = arg;
-    float scratch[2 * ROW_FLOATS];
+static void prepare_rows(const prepare_job *j, int32_t index, int32_t count, float *scratch) {
     int64_t m = j->a->out->m, last = m * (index + 1) / count;
     for (int64_t token = m * index / count; token < last; token++) j->isa->prepare_row(j->a, token, scratch);
+}
+
+__attribute__((noinline)) static void prepare_ordered(const prepare_job *j, int32_t index, int32_t count) {
+    float scratch[2 * ROW_FLOATS];
+    prepare_rows(j, index, count, scratch);
+}
+
+__attribute__((noinline)) static void prepare_plain(const prepare_job *j, int32_t index, int32_t count) {
+    float scratch[ROW_FLOATS];
+    prepare_rows(j, index, count, scratch);
+}
+
+static void prepare_task(void *arg, int32_t index, int32_t count) {
+    const prepare_job *j = arg;
+    (j->a->next->order ? prepare_ordered : prepare_plain)(j, index, count);
 }
 
 static bool float_type(int32_t code) { return code == QE_CODE_F32 || code == QE_CODE_F16 || code == QE_CODE_BF16; }

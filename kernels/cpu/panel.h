@@ -59,6 +59,7 @@ typedef struct panel_isa {
     /* Kernel of a stored width, scale kind and tile height; NULL where the height is not built. */
     panel_kernel *(*kernel)(const panel_format *format, int32_t rows);
     /* A panel unpacked to the wide form. */
+    /* NULL: kernels read narrow codes however many the tokens */
     void (*widen)(const panel_format *format, const uint8_t *panel, const panel_format *wide, uint8_t *out);
     /* One token of prepare(); `scratch` holds 2 k floats. */
     void (*prepare_row)(const qk_prepare *a, int64_t token, float *scratch);

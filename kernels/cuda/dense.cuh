@@ -2,8 +2,8 @@
 // bands of 128 rows, then multiplied. A weight that already has the input's type is read where it lies.
 //
 // A pass takes at most kPassBytes of workspace and at most a share of the device's memory. Fewer and larger ones fill the
-// device better: the layers of an 8B model take one. Every row of the weight is multiplied by its power of two (qk_any_record)
-// before it is rounded, sums are divided by it: nothing overflows, and no weight above 2^-29 of its row's bound loses a bit to
+// device better: most layers of an 8B model take one. Every row of the weight is multiplied by its power of two (qk_any_record)
+// before it is rounded, sums are divided by it: nothing overflows, and no weight above 2^-28 of its row's bound loses a bit to
 // fp16's subnormals.
 //
 // These rows serve every m, few tokens too: another row for few would give a token other bits (docs/numerics.md).
@@ -47,6 +47,7 @@ inline bool supports(const qk_gemm *g, qk_why *why) {
     if (x != QE_CODE_F16 && x != QE_CODE_BF16) return qk_no(why, "input is not of 16 bits");
     if (code == QE_CODE_F32) return qk_no(why, "fp32 weights would be rounded to 16 bits");
     if (code == QE_CODE_F16 && x == QE_CODE_BF16) return qk_no(why, "fp16 weights would be rounded to bf16");
+    if (g->w.chunk_k % 64 && g->w.chunk_k < g->w.k) return qk_no(why, "chunks of %lld columns", (long long)g->w.chunk_k);
     return float_output(g, why);
 }
 

@@ -211,7 +211,7 @@ qe_status run_tile(const qk_plan *plan, const qk_gemm_args *args, Args a, const 
         a.pass = pass;
         const uint32_t bands = uint32_t((pass.rows + kRows - 1) / kRows);
         const dim3 grid(dense::tiles_of_expert(args, kTok), (bands + kCluster - 1) / kCluster * kCluster, plan->grid[2]);
-        return launch_cluster(gemm<kBf16, kTok, kCluster>, grid, kCluster, C::kThreads, C::kSharedBytes, queue, plan->row->name,
+        return launch_cluster(gemm<kBf16, kTok, kCluster>, grid, ClusterSize{kCluster, 1}, C::kThreads, C::kSharedBytes, queue, plan->row->name,
                               err, w, x, a, partial);
     });
     if (status != QE_OK || !partial.sums) return status;

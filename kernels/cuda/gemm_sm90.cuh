@@ -179,6 +179,7 @@ template <class F, int kTok, int kCluster = 1>
 __global__ void __launch_bounds__(Config<F, kTok>::kBound, Config<F, kTok>::kBlocks)
     gemm(const __grid_constant__ CUtensorMap map, const __grid_constant__ Args<F> args,
          const Partial<typename F::Acc> partial) {
+    static_assert(!F::kPromotes, "formats that promote run gemm_units()");
 #if PTX_SM90
     using C = Config<F, kTok>;
     using Acc = typename F::Acc;
@@ -303,8 +304,8 @@ void plan_of(const qk_device *device, const qk_gemm *g, int largest, int chunk_b
         out->workspace_bytes = uint64_t(out->splits) * uint64_t(g->m) * uint64_t(partial_ld(g->w.n)) * 4;
 }
 template <class F, int kTok, int kCluster = 1>
-qe_status launch_tile(const qk_plan *plan, const qk_gemm_args *args, const Args<F> &a, const qk_queue *queue, const char *name,
-                      qe_error *err) {
+qe_status launch_kernel(void (*kernel)(CUtensorMap, Args<F>, Partial<typename F::Acc>), const qk_plan *plan, const qk_gemm_args *args,
+                        const Args<F> &a, const qk_queue *queue, const char *name, qe_error *err) {
     using C = Config<F, kTok>;
     using Acc = typename F::Acc;
     const qk_x &x = args->x;
@@ -315,12 +316,17 @@ qe_status launch_tile(const qk_plan *plan, const qk_gemm_args *args, const Args<
     const bool in_cluster = plan->splits > 1 && !plan->workspace_bytes;
     const Partial<Acc> partial{plan->splits > 1 && !in_cluster ? static_cast<Acc *>(args->workspace) : nullptr,
                                partial_ld(args->w->shape.n)};
-    const dim3 cluster(1, kCluster, in_cluster ? uint32_t(plan->splits) : 1);
+    const ClusterSize cluster{kCluster, in_cluster ? uint32_t(plan->splits) : 1};
     const dim3 grid(tiles_of(args, kTok), plan->grid[1], plan->grid[2]);
     const qe_status status =
-        launch_cluster(gemm<F, kTok, kCluster>, grid, cluster, C::kThreads, C::kSharedBytes, queue, name, err, map, a, partial);
+        launch_cluster(kernel, grid, cluster, C::kThreads, C::kSharedBytes, queue, name, err, map, a, partial);
     if (status != QE_OK || !partial.sums) return status;
     return launch_reduce<Acc>(plan, args, a.output, queue, name, err);
+}
+template <class F, int kTok, int kCluster = 1>
+qe_status launch_tile(const qk_plan *plan, const qk_gemm_args *args, const Args<F> &a, const qk_queue *queue, const char *name,
+                      qe_error *err) {
+    return launch_kernel<F, kTok, kCluster>(gemm<F, kTok, kCluster>, plan, args, a, queue, name, err);
 }
 // `a` holds what the family knows of its layout; this adds what a call brings.
 template <class F, int kLargest>

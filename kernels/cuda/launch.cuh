@@ -29,10 +29,12 @@ template <class... P> void invoke(const void *kernel, void **args) {
 }
 #endif
 
-// Arguments must have exactly the kernel's parameter types: their addresses are passed. cluster: blocks along y and z that
-// run together.
+struct ClusterSize { // blocks along y and z that run together
+    uint32_t y, z;
+};
+// Arguments must have exactly the kernel's parameter types: their addresses are passed.
 template <class... P>
-qe_status launch_cluster(void (*kernel)(P...), dim3 grid, dim3 cluster, uint32_t block, size_t shared_bytes, const qk_queue *queue,
+qe_status launch_cluster(void (*kernel)(P...), dim3 grid, ClusterSize cluster, uint32_t block, size_t shared_bytes, const qk_queue *queue,
                  const char *name, qe_error *err, std::decay_t<P>... args) {
     void *pointers[] = {static_cast<void *>(&args)...};
     qk_cuda_launch l{};
@@ -53,7 +55,7 @@ qe_status launch_cluster(void (*kernel)(P...), dim3 grid, dim3 cluster, uint32_t
 template <class... P>
 qe_status launch(void (*kernel)(P...), dim3 grid, uint32_t block, size_t shared_bytes, const qk_queue *queue,
                  const char *name, qe_error *err, std::decay_t<P>... args) {
-    return launch_cluster<P...>(kernel, grid, dim3(1), block, shared_bytes, queue, name, err, args...);
+    return launch_cluster<P...>(kernel, grid, ClusterSize{1, 1}, block, shared_bytes, queue, name, err, args...);
 }
 
 } // namespace qk_cuda

@@ -180,5 +180,5 @@ static void unpack(const qk_shape *s, const void *head, const void *src, qe_qten
             }
     }
 }
-const qk_layout qk_cuda_wxa16 = {"cuda/wxa16", 1,         QK_W4_ROWS, supports, head_bytes,
+const qk_layout qk_cuda_wxa16 = {"cuda/wxa16", 2,         QK_W4_ROWS, supports, head_bytes,
                                  band_bytes,   pack_head, pack,       unpack,   NULL};

@@ -121,27 +121,21 @@ __global__ void __launch_bounds__(Config<F, kTok>::kThreads, 1)
     ptx::named_bar_sync(1, kConsumers); // the ring is idle: it becomes the tile of sums
 #pragma unroll
     for (int j = 0; j < kTok / 8; j++) put_fragment<kRows>(smem, warp, tid % 32, j, acc + j * 4);
+    if (gridDim.z > 1 && !partial.sums) {
+        ptx::cluster_arrive();
+        ptx::cluster_wait();
+        store_cluster_tile<kRows, kTok, float>(base, tid, kConsumers, int(gridDim.z), a.m, rows.first,
+                                               int64_t(blockIdx.y) * kRows, a.output);
+        ptx::cluster_arrive(); // a block's tile stays until the others have read it
+        ptx::cluster_wait();
+        return;
+    }
     ptx::named_bar_sync(1, kConsumers);
     store_tile<kRows, kTok>(smem, tid, kConsumers, a.m, rows.first, int64_t(blockIdx.y) * kRows, int(blockIdx.z), partial,
                             a.output);
 #endif
 }
 
-template <class F, int kTok>
-qe_status launch_units_tile(const qk_plan *plan, const qk_gemm_args *args, const Args<F> &a, const qk_queue *queue,
-                            const char *name, qe_error *err) {
-    using C = Config<F, kTok>;
-    const qk_x &x = args->x;
-    CUtensorMap map; // columns end at k, so that whatever pads x contributes nothing
-    const int code = qk_cuda_api_now()->tensor_map(&map, x.data, uint64_t(x.k) * 2, uint64_t(x.m), uint64_t(x.ld) * 2, kTok);
-    if (code) return qk_cuda_fail(code, "encoding a tensor map", err);
-    const Partial<float> partial{plan->splits > 1 ? static_cast<float *>(args->workspace) : nullptr,
-                                 partial_ld(args->w->shape.n)};
-    const dim3 grid(tiles_of(args, kTok), plan->grid[1], plan->grid[2]);
-    const qe_status status = launch(gemm_units<F, kTok>, grid, C::kThreads, C::kSharedBytes, queue, name, err, map, a, partial);
-    if (status != QE_OK || !partial.sums) return status;
-    return launch_reduce<float>(plan, args, a.output, queue, name, err);
-}
 // As run_family() of gemm_sm90.cuh, for tiles of 16, 64 and 128 tokens.
 template <class F>
 qe_status run_units(const qk_plan *plan, const qk_gemm_args *args, Args<F> a, const qk_queue *queue, const char *name,
@@ -157,11 +151,11 @@ qe_status run_units(const qk_plan *plan, const qk_gemm_args *args, Args<F> a, co
     if (a.m == 0) return QE_OK;
     switch (plan->variant) {
     case 0:
-        return launch_units_tile<F, 16>(plan, args, a, queue, name, err);
+        return launch_kernel<F, 16>(gemm_units<F, 16>, plan, args, a, queue, name, err);
     case 1:
-        return launch_units_tile<F, 64>(plan, args, a, queue, name, err);
+        return launch_kernel<F, 64>(gemm_units<F, 64>, plan, args, a, queue, name, err);
     case 2:
-        return launch_units_tile<F, 128>(plan, args, a, queue, name, err);
+        return launch_kernel<F, 128>(gemm_units<F, 128>, plan, args, a, queue, name, err);
     default:
         return qe_error_set(err, QE_E_ARGUMENT, "%s: no such instance", name);
     }

@@ -120,7 +120,7 @@ static void row(const qk_shape *shape, const void *head, const void *src, int32_
 
 const qk_layout qk_ref_canonical = {
     .name = "ref/canonical",
-    .version = 1,
+    .version = 2,
     .band_rows = REF_BAND_ROWS,
     .supports = supports,
     .head_bytes = head_bytes,

@@ -120,9 +120,11 @@ def interrupt(command, out, log, wall, expected):
         shutil.rmtree(out)
     else:
         return "every run was over before the kill"
+    partial = out.with_name(out.name + ".partial")
     if out.exists():
+        shutil.rmtree(partial, ignore_errors=True)
         return f"a killed run left {out}"
-    journal = out.with_name(out.name + ".partial") / "journal"
+    journal = partial / "journal"
     tensors = max(0, journal.read_bytes().count(b"\n") - 1) if journal.exists() else 0
     resumed = run(command + ["--resume"], log)[0]
     found = hashes(out)
@@ -130,6 +132,8 @@ def interrupt(command, out, log, wall, expected):
     print(f"  killed after {wall / 2:.1f} s with {tensors} tensors in the journal, nothing at the output's place, resumed in "
           f"{resumed:.1f} s: {len(found)} files, " + (f"different: {', '.join(differ)}" if differ else "all the same SHA-256"),
           flush=True)
+    if not tensors:
+        return "the kill came before the first tensor was in the journal: nothing was resumed"
     return "the resumed result differs" if differ else None
 
 
