@@ -77,6 +77,7 @@ TEST_P(CudaRequant, Requantizes) {
     const uint8_t *codes = static_cast<uint8_t *>(t.t.codes), *zeros = static_cast<uint8_t *>(t.t.zeros),
                   *scales = static_cast<uint8_t *>(t.t.scales);
     auto weight = [&](int64_t row, int64_t column) {
+        if (q.code == QE_CODE_SIGN) return codes[row * k + column] ? 1 : -1;
         const int64_t g = row * groups + (q.group_k ? column / q.group_k : 0);
         const int value = codes[row * k + column] - (q.zero == QE_ZERO_POINT ? zeros[g] : q.zero_const);
         return q.super == QE_NUM_ONE ? value : value * scales[g];
