@@ -22,6 +22,7 @@ inline bool clusters_fit(const qk_device *device, int64_t tiles, int splits, qk_
     return true;
 }
 
+#if PTX_SM90
 PTX_FN void sum_of_bits(uint32_t bits, int32_t &v) {
     v = int32_t(bits);
 }
@@ -56,5 +57,6 @@ PTX_FN void store_cluster_tile(uint32_t tile, int thread, int threads, int split
         output.finish(m0 + token, n0 + quad * 4, v);
     }
 }
+#endif
 
 } // namespace qk_cuda
