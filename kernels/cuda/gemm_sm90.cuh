@@ -329,18 +329,23 @@ qe_status launch_tile(const qk_plan *plan, const qk_gemm_args *args, const Args<
     return launch_kernel<F, kTok, kCluster>(gemm<F, kTok, kCluster>, plan, args, a, queue, name, err);
 }
 // `a` holds what the family knows of its layout; this adds what a call brings.
+template <class F>
+qe_status begin_call(const qk_plan *plan, const qk_gemm_args *args, Args<F> *a, const char *name, size_t head_bytes, qe_error *err) {
+    a->m = args->x.m, a->groups = groups_of(args);
+    a->w = static_cast<const unsigned char *>(args->w->blob) + head_bytes;
+    if (a->groups.experts && plan->splits > 1) // partial sums know of one weight
+        return qe_error_set(err, QE_E_ARGUMENT, "%s: experts with k in %d splits", name, plan->splits);
+    a->blocks = int((args->w->shape.k + kBlockK - 1) / kBlockK);
+    a->split_blocks = (a->blocks + plan->splits - 1) / plan->splits;
+    if (a->chunk_blocks && plan->splits > 1) a->split_blocks = a->chunk_blocks;
+    if (!a->chunk_blocks) a->chunk_blocks = a->blocks;
+    return QE_OK;
+}
 template <class F, int kLargest>
 qe_status run_family(const qk_plan *plan, const qk_gemm_args *args, Args<F> a, const qk_queue *queue, const char *name,
                      qe_error *err, size_t head_bytes = 0) {
-    a.m = args->x.m, a.groups = groups_of(args);
-    a.w = static_cast<const unsigned char *>(args->w->blob) + head_bytes;
-    if (a.groups.experts && plan->splits > 1) // partial sums know of one weight
-        return qe_error_set(err, QE_E_ARGUMENT, "%s: experts with k in %d splits", name, plan->splits);
-    a.blocks = int((args->w->shape.k + kBlockK - 1) / kBlockK);
-    a.split_blocks = (a.blocks + plan->splits - 1) / plan->splits;
-    if (a.chunk_blocks && plan->splits > 1) a.split_blocks = a.chunk_blocks;
-    if (!a.chunk_blocks) a.chunk_blocks = a.blocks;
-    if (a.m == 0) return QE_OK;
+    const qe_status status = begin_call(plan, args, &a, name, head_bytes, err);
+    if (status != QE_OK || a.m == 0) return status;
     switch (plan->variant) {
     case 0:
         return launch_tile<F, 16>(plan, args, a, queue, name, err);
