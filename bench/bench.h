@@ -6,7 +6,6 @@
 
 #include <qengine/gemm.h>
 
-#include "base/pool.h"
 
 enum { BENCH_OK = 0, BENCH_ERROR = 1, BENCH_USAGE = 2, BENCH_NO_BACKEND = 3, BENCH_LIST = 32 };
 
@@ -57,7 +56,8 @@ typedef struct bench_roofs {
     char   isa[32];
 } bench_roofs;
 typedef struct bench_roof_meter bench_roof_meter;
-bench_roof_meter *bench_roof_create(qe_pool *pool, int32_t threads);          /* NULL: out of memory */
+/* On the threads of the device that is measured beside it: a pool of its own would still spin on their CPUs. NULL: out of memory. */
+bench_roof_meter *bench_roof_create(const qe_device *device);
 void              bench_roof_destroy(bench_roof_meter *meter);
 void              bench_roof_measure(bench_roof_meter *meter, bench_roofs *out);
 

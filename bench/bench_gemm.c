@@ -311,8 +311,7 @@ int bench_gemm(const bench_options *options, bench_report *report) {
     } else if (run.info.backend == QE_BACKEND_CUDA) {
         code = open_cuda(&run);
     } else if (!options->explain && !options->check && !options->tune) {
-        if (qe_pool_create(run.info.threads, &run.pool, &err)) code = bench_fail(&err);
-        if (!code) run.meter = bench_roof_create(run.pool, run.info.threads);
+        run.meter = bench_roof_create(run.device);
         bench_openblas_threads(run.info.threads);
         if (strcmp(options->baseline, "openblas-f32") == 0 && bench_openblas_core())
             fprintf(stderr, "baseline: OpenBLAS, core type %s\n", bench_openblas_core());
@@ -321,7 +320,6 @@ int bench_gemm(const bench_options *options, bench_report *report) {
     bench_gpu_meter_destroy(run.gpu_meter);
     bench_cuda_destroy(run.cuda);
     bench_roof_destroy(run.meter);
-    qe_pool_destroy(run.pool);
     qe_device_destroy(run.device);
     return code;
 }

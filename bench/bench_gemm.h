@@ -11,7 +11,6 @@ typedef struct gemm_run {
     bench_report        *report;
     qe_device           *device;
     qe_device_info       info;
-    qe_pool             *pool;
     bench_roof_meter    *meter;
     bench_cuda          *cuda;                 /* NULL on the CPU; so are the next two */
     bench_gpu_meter     *gpu_meter;

@@ -3,16 +3,19 @@
  * Arithmetic roofs are register-only loops of the instruction the kernels use; memory roofs stream over a buffer far
  * larger than the caches, every thread its own part. GEMM rounds measure them again between their own timings, so a
  * machine that slows down slows both. */
+#define _DEFAULT_SOURCE
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "bench.h"
+#include "run/device.h"
 
 enum { BUFFER_BYTES = 512 << 20 };
 
 struct bench_roof_meter {
-    qe_pool    *pool;
+    qk_queue    queue;
     int32_t     threads;
     uint64_t   *buffer;
     bench_loop *int8, *fp32;
@@ -23,16 +26,21 @@ struct bench_roof_meter {
     bench_loop *loop;
 };
 
-bench_roof_meter *bench_roof_create(qe_pool *pool, int32_t threads) {
+bench_roof_meter *bench_roof_create(const qe_device *device) {
     bench_roof_meter *meter = calloc(1, sizeof *meter);
+    qe_device_info    info;
     if (!meter) return NULL;
-    meter->pool = pool;
-    meter->threads = threads < 1 ? 1 : threads;
-    meter->buffer = aligned_alloc(4096, BUFFER_BYTES);
+    qe_device_get_info(device, &info);
+    meter->queue = qe_device_queue(device, NULL);
+    meter->threads = info.threads < 1 ? 1 : info.threads;
+    meter->buffer = aligned_alloc(2 << 20, BUFFER_BYTES);
     if (!meter->buffer) {
         free(meter);
         return NULL;
     }
+#ifdef MADV_HUGEPAGE
+    madvise(meter->buffer, BUFFER_BYTES, MADV_HUGEPAGE);      /* as the weights of the CPU backend */
+#endif
     memset(meter->buffer, 1, BUFFER_BYTES);
     meter->isa = "scalar";
 #if defined(__x86_64__)
@@ -49,6 +57,11 @@ void bench_roof_destroy(bench_roof_meter *meter) {
     if (!meter) return;
     free(meter->buffer);
     free(meter);
+}
+
+static void on_threads(bench_roof_meter *meter, qk_task *task) {
+    if (meter->queue.parallel) meter->queue.parallel(meter->queue.pool, task, meter, meter->threads);
+    else task(meter, 0, 1);
 }
 
 static void read_part(void *arg, int32_t index, int32_t count) {
@@ -80,7 +93,7 @@ static double arithmetic(bench_roof_meter *meter, bench_loop *loop) {
     meter->loop = loop;
     meter->count = 1000000;      /* about 5 ms */
     double begin = bench_now_us(), operations = 0;
-    qe_pool_run(meter->pool, arithmetic_part, meter, meter->threads);
+    on_threads(meter, arithmetic_part);
     double took = bench_now_us() - begin;
     for (int32_t i = 0; i < meter->threads && i < 1024; i++) operations += meter->done[i];
     return operations / took * 1e-6;
@@ -88,7 +101,7 @@ static double arithmetic(bench_roof_meter *meter, bench_loop *loop) {
 
 void bench_roof_measure(bench_roof_meter *meter, bench_roofs *out) {
     double begin = bench_now_us();
-    qe_pool_run(meter->pool, read_part, meter, meter->threads);
+    on_threads(meter, read_part);
     out->read_gbps = BUFFER_BYTES / (bench_now_us() - begin) * 1e-3;
     out->int8_tops = arithmetic(meter, meter->int8);
     out->fp32_tflops = arithmetic(meter, meter->fp32);
@@ -98,18 +111,17 @@ void bench_roof_measure(bench_roof_meter *meter, bench_roofs *out) {
 
 int bench_roofline(const bench_options *options, bench_report *report) {
     qe_device     *device;
-    qe_pool       *pool;
-    qe_error       err;
     qe_device_info info;
     int            code = bench_device(options, &device);
     if (code) return code;
     qe_device_get_info(device, &info);
-    qe_device_destroy(device);
-    if (info.backend == QE_BACKEND_CUDA) return bench_roofline_cuda(&info, report);
-    if (qe_pool_create(info.threads, &pool, &err)) return bench_fail(&err);
-    bench_roof_meter *meter = bench_roof_create(pool, info.threads);
+    if (info.backend == QE_BACKEND_CUDA) {
+        qe_device_destroy(device);
+        return bench_roofline_cuda(&info, report);
+    }
+    bench_roof_meter *meter = bench_roof_create(device);
     if (!meter) {
-        qe_pool_destroy(pool);
+        qe_device_destroy(device);
         fprintf(stderr, "qbench: no memory for a buffer of %d MiB\n", BUFFER_BYTES >> 20);
         return BENCH_ERROR;
     }
@@ -120,7 +132,7 @@ int bench_roofline(const bench_options *options, bench_report *report) {
         bench_progress("roofs, round %d of %d", i + 1, ROUNDS);
         bench_roof_measure(meter, &roofs);
         double begin = bench_now_us();
-        qe_pool_run(pool, copy_part, meter, info.threads);
+        on_threads(meter, copy_part);
         values[0][i] = roofs.read_gbps, values[1][i] = BUFFER_BYTES / 2 / (bench_now_us() - begin) * 1e-3;
         values[2][i] = roofs.int8_tops, values[3][i] = roofs.fp32_tflops;
     }
@@ -137,6 +149,6 @@ int bench_roofline(const bench_options *options, bench_report *report) {
         bench_report_add(report, &r);
     }
     bench_roof_destroy(meter);
-    qe_pool_destroy(pool);
+    qe_device_destroy(device);
     return BENCH_OK;
 }
