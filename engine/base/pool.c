@@ -43,10 +43,10 @@ static void relax(void) {
 }
 #endif
 
-enum { MAX_THREADS = 1024, SPINS = 20000 };   /* about 0.3 ms where a pause takes 40 cycles */
+enum { MAX_THREADS = 1024, SPIN_US = 300, LOOKS = 32 };   /* a pause takes 10 to 150 cycles, so time is asked for, now and then */
 
 struct qe_pool {
-    int32_t         threads, spins;
+    int32_t         threads, spin_us;
     pid_t           owner;
     pthread_mutex_t turn;                 /* held by the caller whose task runs */
     qe_pool_task   *task;                 /* these three: written before `left`, read by who has claimed an index */
@@ -72,11 +72,14 @@ static void futex_wake(atomic_uint *word) {
 /* Until *word differs from `seen`. `sleepers` is raised before the last look, and whoever changes the word looks at
  * `sleepers` after it did (both sequentially consistent), so no wake-up is lost. The waker lowers it: a thread that is
  * awake but has no CPU yet is not woken again by each task that goes by. */
-static void wait_change(atomic_uint *word, unsigned seen, atomic_uint *sleepers, int32_t spins) {
-    for (int32_t i = 0; i < spins; i++) {
-        if (atomic_load_explicit(word, memory_order_acquire) != seen) return;
-        relax();
-    }
+static void wait_change(atomic_uint *word, unsigned seen, atomic_uint *sleepers, int32_t spin_us) {
+    uint64_t end = spin_us ? qe_os_now_us() + (uint64_t)spin_us : 0;
+    do {
+        for (int i = 0; i < LOOKS; i++) {
+            if (atomic_load_explicit(word, memory_order_acquire) != seen) return;
+            relax();
+        }
+    } while (end && qe_os_now_us() < end);
     for (;;) {
         atomic_store(sleepers, 1);
         if (atomic_load(word) != seen) return;
@@ -110,7 +113,7 @@ static void run_claims(qe_pool *p) {
 static void *work(void *arg) {
     qe_pool *p = arg;
     for (unsigned seen = 0;;) {
-        wait_change(&p->generation, seen, &p->sleepers, p->spins);
+        wait_change(&p->generation, seen, &p->sleepers, p->spin_us);
         seen = atomic_load(&p->generation);      /* one that moves later is met by the next wait */
         if (atomic_load(&p->stop)) return NULL;
         run_claims(p);
@@ -135,7 +138,7 @@ void qe_pool_run(void *pool, qe_pool_task *task, void *arg, int32_t count) {
     start_generation(p);
     run_claims(p);
     for (unsigned running; (running = atomic_load(&p->running)) != 0;)
-        wait_change(&p->running, running, &p->caller_sleeps, p->spins);
+        wait_change(&p->running, running, &p->caller_sleeps, p->spin_us);
     pthread_mutex_unlock(&p->turn);
 }
 
@@ -179,7 +182,7 @@ qe_status qe_pool_create(int32_t threads, qe_pool **out, qe_error *err) {
     p->threads = threads;
     p->owner = getpid();
     /* With more threads than CPUs a spinning thread holds the CPU that the awaited one needs. */
-    p->spins = threads <= qe_os_cpus() ? SPINS : 0;
+    p->spin_us = threads <= qe_os_cpus() ? SPIN_US : 0;
     pthread_mutex_init(&p->turn, NULL);
     qe_status status = start_workers(p, err);
     if (status) {
