@@ -1,9 +1,14 @@
 /* The CPU backend: panels where the descriptor has them, else decoded bands; host memory. */
+#define _DEFAULT_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 #include "bits.h"
 #include "decoded.h"
+
+enum { HUGE_BYTES = 2 << 20, SMALL_L2 = 512 << 10, LARGE_L2 = 16 << 20 };
 
 void cpu_parallel(const qk_queue *q, qk_task *task, void *arg, int32_t count) {
     if (q->parallel && count > 1) {
@@ -23,14 +28,21 @@ static qe_status describe(int32_t ordinal, qk_device *out, qe_error *err) {
     out->backend = QK_CPU;
     out->units = 1;
     out->isa = cpu_isa();
-    out->unit_bytes = 512 * 1024;
+    long l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    out->unit_bytes = l2 >= SMALL_L2 && l2 <= LARGE_L2 ? (uint32_t)l2 : SMALL_L2;      /* 0: not known */
     cpu_name(out->name, sizeof out->name);
     return QE_OK;
 }
 
+/* Weights are streamed, a page of 4 KiB after another: large blocks ask for huge pages, of which the rest behind the last
+ * whole one is no part, so that no more memory becomes resident than was asked for. */
 static qe_status alloc(const qk_device *d, size_t bytes, void **out, qe_error *err) {
     (void)d;
-    *out = bytes > SIZE_MAX - 256 ? NULL : aligned_alloc(256, (bytes + 256) & ~(size_t)255);
+    size_t huge = HUGE_BYTES, align = bytes < 2 * huge ? 256 : huge;
+    *out = bytes > SIZE_MAX - huge ? NULL : aligned_alloc(align, (bytes + align) & ~(align - 1));
+#ifdef MADV_HUGEPAGE
+    if (*out && align == huge) madvise(*out, bytes & ~(align - 1), MADV_HUGEPAGE);
+#endif
     return *out ? QE_OK : qe_error_set(err, QE_E_NOMEM, "no memory for %zu bytes", bytes);
 }
 

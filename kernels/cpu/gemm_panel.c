@@ -9,7 +9,6 @@
 #endif
 
 enum {
-    SWEEP_BYTES = 256 * 1024,   /* of activations held against one panel: half the L2 of small cores */
     WIDE_TILES = 3,             /* from this many on narrow codes are unpacked once a sweep, if the ISA has kernels for that */
     CLAIM_BYTES = 64 * 1024,    /* of panels in one task, some microseconds of work for each claim */
     CLAIMS = 64                 /* tasks a thread, at most */
@@ -21,6 +20,7 @@ typedef struct panel_job {
     panel_format format, wide;
     int32_t tiles, groups, spans;
     size_t q_bytes, init_bytes, pair_bytes, tile_bytes;
+    size_t sweep_bytes;           /* of activations held against one panel: half the L2 of a core */
 } panel_job;
 
 static size_t up(size_t bytes) {
@@ -180,7 +180,7 @@ static void run_task(void *arg, int32_t index, int32_t count) {
     const panel_format *f = &j->format;
     int64_t panels = (s->n + PANEL_COLUMNS - 1) / PANEL_COLUMNS;
     int64_t first = panels * index / count, last = panels * (index + 1) / count;
-    int32_t xg = s->act.quant.group_k, sweep = (int32_t)(SWEEP_BYTES / j->tile_bytes);
+    int32_t xg = s->act.quant.group_k, sweep = (int32_t)(j->sweep_bytes / j->tile_bytes);
     if (sweep < 1) sweep = 1;
     float y[PANEL_MAX_ROWS * PANEL_COLUMNS];
     int32_t sums[PANEL_MAX_ROWS * PANEL_COLUMNS];
@@ -242,6 +242,7 @@ static qe_status panel_run(const qk_plan *plan, const qk_gemm_args *args, const 
         return qe_error_set(err, QE_E_ARGUMENT, "x is not prepared as the weight asks");
     if (!panel_format_of(s, &j.format, NULL)) return qe_error_set(err, QE_E_ARGUMENT, "not a panel weight");
     job_sizes(&j, s, args->x.m);
+    j.sweep_bytes = queue->device->unit_bytes / 2;
     if (work_bytes(&j, plan->block) > plan->workspace_bytes)
         return qe_error_set(err, QE_E_ARGUMENT, "m %lld is more than planned", (long long)args->x.m);
     int32_t units = (int32_t)plan->block;
