@@ -177,6 +177,38 @@ TEST(CpuPrepare, EqualsReference) {
     EXPECT_GT(compared, 0);
 }
 
+// The longest rows of the ISAs' own loops, rows of one more, which the reference takes, and the longest rotation.
+TEST(CpuPrepare, LongestRows) {
+    const Form rotation = {"rotation of 4096", true, false, false, false, false, 4096, 0, false};
+    const Form *rows[] = {&kForms[0], &kForms[3], &kForms[14]};
+    int compared = 0;
+    auto compare = [&](int64_t k, const Form &form, const Output &o) {
+        std::mt19937 rng(6);
+        Case c;
+        c.m = 2, c.k = k;
+        c.x = MakeX(c.m, 2 * k, rng), c.up = MakeX(c.m, 2 * k, rng), c.residual = MakeX(c.m, k, rng);
+        c.norm = MakeX(1, k, rng), c.post = MakeX(1, k, rng), c.col_scale = MakeX(1, k, rng);
+        for (int64_t i = 0; i < k; i++) c.order.push_back(k - 1 - i);
+        Tensor t = MakeTensor(Quant(8, QE_NUM_F16, 32, 128), 1, k, rng);
+        Prepared expected;
+        ASSERT_NO_FATAL_FAILURE(Prepare(c, o, form, QK_REF, 0, t, expected));
+        for (uint32_t isa : Isas()) {
+            Prepared got;
+            SCOPED_TRACE(std::string(o.name) + ", " + form.name + ", k " + std::to_string(k) + ", isa " + std::to_string(isa));
+            ASSERT_NO_FATAL_FAILURE(Prepare(c, o, form, QK_CPU, isa, t, got));
+            ASSERT_NO_FATAL_FAILURE(ExpectSame(expected, got, c, o));
+            compared++;
+        }
+    };
+    for (const Output &o : {kOutputs[0], kOutputs[3], kOutputs[4]}) {
+        for (int64_t k : {16384, 16385})
+            for (const Form *form : rows) ASSERT_NO_FATAL_FAILURE(compare(k, *form, o));
+        ASSERT_NO_FATAL_FAILURE(compare(8192, rotation, o));
+    }
+    printf("longest rows: %d cases\n", compared);
+    EXPECT_GT(compared, 0);
+}
+
 // Every half there is, as floats and as codes.
 TEST(CpuPrepare, EveryHalf) {
     int compared = 0;
@@ -270,6 +302,26 @@ TEST(CpuPrepare, Refuses) {
     }
     qe_error err = {};
     EXPECT_EQ(qk_cpu_backend.ops.prepare(&good, &queue, &err), QE_OK) << err.message;
+}
+
+TEST(CpuPrepare, RefusesLongerRotations) {
+    std::mt19937 rng(8);
+    const int64_t k = 8192;
+    Tensor t = MakeTensor(Quant(8, QE_NUM_F16, 32, 128), 1, k, rng);
+    std::vector<float> x = MakeX(1, k, rng);
+    Loaded l;
+    ASSERT_NO_FATAL_FAILURE(Load(l, QK_CPU, Isas()[0], 1, t, Act(0)));
+    l.w.hadamard = 8192;
+    qk_x out;
+    std::vector<char> block;
+    qk_x_rebase(&out, Aligned(block, qk_x_bytes(&l.device, &l.w.shape, 1, QE_CODE_F32, &out)));
+    qk_queue queue = {};
+    queue.device = &l.device;
+    qk_prepare p = {};
+    p.x = x.data(), p.ldx = k, p.x_type = QE_CODE_F32, p.next = &l.w, p.out = &out;
+    qe_error err = {};
+    EXPECT_EQ(qk_cpu_backend.ops.prepare(&p, &queue, &err), QE_E_UNSUPPORTED);
+    EXPECT_NE(strstr(err.message, "8192"), nullptr) << err.message;
 }
 
 // Rows of the embedding table times the model's factor, of each way the CPU keeps a table.

@@ -150,6 +150,26 @@ TEST_P(Invariant, AnyCutAndAnyThreadCount) {
     printf("%s: %zu ways to run the same text\n", GetParam(), cases);
 }
 
+/* Rows of logits further apart than the vocabulary: what lies between them stays as it was. */
+TEST_P(Invariant, RowsOfLogitsApart) {
+    auto ids = golden_ids(GetParam());
+    Rig rig(GetParam(), QE_BACKEND_CPU, 2, 7);
+    auto session = rig.session(), other = rig.session();
+    auto expected = rig.all(session.get(), ids.data(), ids.size());
+    const int64_t ld = rig.vocab + 5;
+    const float kept = -12345.0f;
+    std::vector<float> apart(ids.size() * (size_t)ld, kept), got;
+    qe_error err = {};
+    qe_step_item item = {other.get(), ids.data(), (int64_t)ids.size(), QE_WANT_ALL, 0, apart.data(), ld};
+    ASSERT_TRUE(is_ok(qe_engine_step(rig.engine.get(), &item, 1, nullptr, &err), err));
+    for (size_t row = 0; row < ids.size(); row++) {
+        auto at = apart.begin() + (int64_t)row * ld;
+        got.insert(got.end(), at, at + rig.vocab);
+        for (int64_t i = rig.vocab; i < ld; i++) ASSERT_EQ(at[i], kept) << "row " << row << ", column " << i;
+    }
+    EXPECT_TRUE(qe_test::same_bits(got, expected));
+}
+
 TEST_P(Invariant, AnyCompanyInAStep) {
     Rig rig(GetParam(), QE_BACKEND_CPU, 2, 16);
     auto ids = golden_ids(GetParam());
