@@ -166,7 +166,8 @@ int main(int argc, char **argv) {
                        .commit = qe_version(), .m = {1, 16, 512}, .m_count = 3, .batch = {1}, .batch_count = 1,
                        .group = 128, .rounds = 9, .prompt = 512, .gen = 128};
     bench_report report;
-    if (argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) return fputs(usage, stdout), 0;
+    for (int i = 1; i < argc; i++)
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) return fputs(usage, stdout), 0;
     int code = parse(argc, argv, &o);
     if (code) return code;
     if (strcmp(o.baseline, "openblas-f32") == 0) bench_openblas_setup(argv);
