@@ -51,6 +51,44 @@ TEST_P(Written, SameBitsAsQuantizingWhileLoading) {
 }
 INSTANTIATE_TEST_SUITE_P(Schemes, Written, testing::ValuesIn(cases));
 
+/* Inputs that no kernel takes, as a foreign program may have written them into config.json. */
+TEST(WrittenNative, InputsThatNothingRuns) {
+    TempFolder folder;
+    auto d = device();
+    auto source = model(tiny);
+    Job run;
+    run.recipe = "w1a1";
+    run.format = "qengine";
+    run.out = folder.file("m");
+    ASSERT_TRUE(is_ok(run.go(d.get(), source.get()), run.err));
+    const std::string config = qe_test::read_file(run.out + "/config.json"), good = "sign:channel:f32";
+    struct Wrong {
+        const char *quant, *says;
+    };
+    int refused = 0;
+    for (const Wrong &wrong : {Wrong{"sign:g32:f32", "one scale per token"}, Wrong{"sign:channel:f16", "fp32 scales"},
+                               Wrong{"int4:channel:f32", "int8"}, Wrong{"nf4:channel:f32", "int8"},
+                               Wrong{"int8:channel:f32:z=f16", "int8"}, Wrong{"int9:channel:f32", "int9"}}) {
+        std::string text = config;
+        size_t act = text.find("\"act\""), at = act == std::string::npos ? act : text.find(good, act);
+        ASSERT_NE(at, std::string::npos);
+        text.replace(at, good.size(), wrong.quant);
+        folder.write("m/config.json", text);
+        qe_error err{};
+        qe_model *opened = nullptr;
+        qe_engine *made = nullptr;
+        qe_status status = qe_model_open(run.out.c_str(), nullptr, &opened, &err);
+        if (!status) status = qe_engine_create(d.get(), opened, nullptr, &made, &err);
+        EXPECT_TRUE(status == QE_E_UNSUPPORTED || status == QE_E_ARGUMENT) << wrong.quant << ": " << status;
+        EXPECT_NE(std::string(err.message).find(wrong.says), std::string::npos) << wrong.quant << ": " << err.message;
+        EXPECT_NE(std::string(err.where).find(run.out), std::string::npos) << wrong.quant << ": " << err.where;
+        qe_engine_destroy(made);
+        qe_model_close(opened);
+        refused += status != QE_OK;
+    }
+    EXPECT_EQ(refused, 6);
+}
+
 /* GGUF: rows of q and k change places, norms become floats, the tokenizer moves into the header. */
 TEST(WrittenGguf, SameValuesSameTokens) {
     for (const char *scheme : {"q4_0", "q8_0", "q4_k", "q6_k"}) {

@@ -255,6 +255,15 @@ static qe_status bind_module(qe_packed_list *list, const char *module, const jso
     return qe_packed_add(list, module, "QE", n, k, p, err);
 }
 
+/* What says nothing of the file, such as the text of a scheme, gets its name and the module's. */
+static qe_status bind_named(qe_packed_list *list, const char *module, const json_t *entry, qe_error *err) {
+    qe_error found = {.where = ""};
+    qe_status status = bind_module(list, module, entry, &found);
+    if (status && !found.where[0]) return qe_packed_fail(list, status, module, err, "%s", found.message);
+    if (status && err) *err = found;
+    return status;
+}
+
 qe_status qe_native_bind(qe_packed_list *list, qe_error *err) {
     static const char *const parts[] = {".codes", ".scales", ".zeros", ".super", ".zero_super", ".lut", ".order",
                                         ".col_scale", ".input", NULL};
@@ -268,6 +277,6 @@ qe_status qe_native_bind(qe_packed_list *list, qe_error *err) {
     QE_TRY(qe_json_object(list->config, "weights", &weights, err));
     const qe_store *store = list->store;
     json_object_foreach(weights, module, entry)
-        if (!store->only || store->only(store->only_ctx, module)) QE_TRY(bind_module(list, module, entry, err));
+        if (!store->only || store->only(store->only_ctx, module)) QE_TRY(bind_named(list, module, entry, err));
     return qe_packed_leftovers(list, parts, "entry in quantization_config", err);
 }

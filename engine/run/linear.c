@@ -25,7 +25,7 @@ qe_status qe_act_check(const qe_act *act, const qe_quant *w, int64_t k, qe_error
     if (act->mode == QE_ACT_FLOAT) return QE_OK;
     QE_TRY(qe_quant_check(q, 1, k, err));
     bool signs = q->code == QE_CODE_SIGN, symmetric = q->zero == QE_ZERO_CONST && q->zero_const == 128;
-    bool int8 = q->code == QE_CODE_INT && q->bits == 8 && (symmetric || q->zero == QE_ZERO_POINT);
+    bool int8 = q->code == QE_CODE_INT && q->bits == 8 && (symmetric || (q->zero == QE_ZERO_POINT && q->zero_num == QE_NUM_U8));
     if (!(signs || int8) || q->scale != QE_NUM_F32 || q->super != QE_NUM_ONE || q->scale_log2)
         return qe_error_set(err, QE_E_UNSUPPORTED,
                             "activations are int8, symmetric or with zero points, or signs, with fp32 scales");

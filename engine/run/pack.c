@@ -196,7 +196,10 @@ static qe_status choose(const qe_device *device, const qe_loading *loading, cons
     if (!one->ref.act_known) qe_act_default(&s->quant, &s->act);
     else if (one->ref.act.mode != QE_ACT_FLOAT) s->act = one->ref.act;
     if (loading->act && !float_code(&s->quant)) s->act = *loading->act;
-    QE_TRY(qe_act_check(&s->act, &s->quant, s->k, err));
+    qe_error found;
+    qe_status status = qe_act_check(&s->act, &s->quant, s->k, &found);
+    if (status)
+        return qe_error_at(err, status, qe_store_name(loading->model->store), -1, "%s: %s", qe_role_name(one->role), found.message);
     s->chunk_k = qk_chunk_k(&s->quant, s->facts, &s->act, s->n, s->k);
     s->layout = qk_layout_choose(&device->facts, s, NULL, NULL);
     if (s->layout) return QE_OK;
