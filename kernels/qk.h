@@ -43,7 +43,9 @@ typedef struct qk_device {   /* facts only: tests write one for any machine and 
     uint64_t cache_bytes, memory_bytes;
     char     name[64];
     uint32_t flags;          /* QK_DEVICE_* */
+    uint32_t clusters;       /* bit n: clusters of n blocks run, n of 2..8; 0 but on sm_90 */
 } qk_device;
+enum { QK_CLUSTERS_ALL = 0x1fc };
 enum { QK_DEVICE_EMULATED = 1 };   /* runs the kernels for tests, not for speed: taken only by name */
 
 typedef void qk_task(void *arg, int32_t index, int32_t count);

@@ -167,7 +167,7 @@ TEST_F(CudaDense, ATokenHasTheSameBitsInAnyBatch) {
 }
 TEST_F(CudaDense, RefusesWhatWouldLoseBits) {
     qk_device d{};
-    d.backend = QK_CUDA, d.sm = 90, d.units = 132, d.unit_bytes = 232448, d.memory_bytes = uint64_t(80) << 30;
+    d.backend = QK_CUDA, d.sm = 90, d.units = 132, d.unit_bytes = 232448, d.clusters = QK_CLUSTERS_ALL, d.memory_bytes = uint64_t(80) << 30;
     const struct {
         const char *scheme;
         int x;

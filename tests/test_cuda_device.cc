@@ -91,6 +91,10 @@ int facts(int ordinal, qk_device *out) {
     INJECT("facts");
     return qk_cuda_api_default.facts(ordinal, out);
 }
+int clusters(uint32_t blocks, int *at_once) {
+    INJECT("clusters");
+    return qk_cuda_api_default.clusters(blocks, at_once);
+}
 int alloc(void **out, size_t bytes) {
     INJECT("alloc");
     const int code = qk_cuda_api_default.alloc(out, bytes);
@@ -124,8 +128,8 @@ const char *text(int code) { return code > 1000 ? "injected" : qk_cuda_api_defau
 bool out_of_memory(int code) { return code == kNoMemory || qk_cuda_api_default.out_of_memory(code); }
 bool lost(int code) { return code == kLost; }
 
-const qk_cuda_api failing = {count, current, select,     facts, alloc,         release, copy,
-                             wait,  launch,  tensor_map, text,  out_of_memory, lost};
+const qk_cuda_api failing = {count,   current, select, facts,      clusters, alloc,         release,
+                             copy,    wait,    launch, tensor_map, text,     out_of_memory, lost};
 
 struct Problem {
     const char *scheme;
@@ -302,7 +306,7 @@ TEST_P(CudaDevice, EveryCallMayFail) {
     }
     use.tear_down();
     ASSERT_EQ(now.device_blocks, 0);
-    for (const char *name : {"count", "current", "select", "facts", "alloc", "release", "copy", "wait", "launch"})
+    for (const char *name : {"count", "current", "select", "facts", "clusters", "alloc", "release", "copy", "wait", "launch"})
         EXPECT_GT(now.seen[name], 0) << name << " is never called: nothing to fail";
 
     const int64_t calls = now.calls;
@@ -310,7 +314,7 @@ TEST_P(CudaDevice, EveryCallMayFail) {
     for (Failure failure : {kFault, kNoMemory, kLost})
         for (int64_t at = 0; at < calls; at++, cases++) {
             now = Injection();
-            for (const char *name : {"count", "current", "select", "facts", "alloc", "release", "copy", "wait", "launch", "tensor_map"})
+            for (const char *name : {"count", "current", "select", "facts", "clusters", "alloc", "release", "copy", "wait", "launch", "tensor_map"})
                 now.seen[name] = 0; // so that counting needs no memory below
             now.fail_at = at, now.failure = failure;
             qk_cuda_api_replace(&failing); // forgets that the device was lost

@@ -250,6 +250,50 @@ TEST(CudaCluster, OddBands) {
     }
     simt::device().options = {};
 }
+// A device that refuses clusters, or some sizes, runs every plan without them: the same bits. The emulated one fails the
+// launch of a cluster that it refuses.
+TEST(CudaCluster, RefusedByTheDevice) {
+    if (simt::kGpu) GTEST_SKIP() << "a real device has the clusters it has";
+    struct Form {
+        const char *scheme;
+        int64_t m, n, k;
+        bool differs; // plans of a device without clusters and of one with all
+    };
+    const Form forms[] = {{"w8a8", 31, 130, 2100, true},      {"w8a8", 131, 256, 640, true},   {"w4a8_g128", 131, 256, 640, true},
+                          {"w4a16_sym", 31, 130, 4100, true}, {"w8a16", 31, 130, 4100, true},  {"q4_k_a16", 70, 200, 1024, true},
+                          {"f16", 130, 200, 1024, true},      {"w8a8", 20, 17000, 256, false}};
+    int runs = 0;
+    for (const Form &form : forms)
+        for (const Scheme &s : schemes()) {
+            if (s.name != std::string(form.scheme) || (hooks() && &form != forms && &form != forms + 6)) continue;
+            const Problem p{form.m, form.n, form.k, QE_CODE_F16, QE_CODE_F16, 0, QK_GEMM_BIAS, true};
+            Tensor t;
+            make_tensor(&t, s, p.n, p.k, 5);
+            std::vector<char> first;
+            qk_plan with_all{};
+            for (const uint32_t sizes : {uint32_t(QK_CLUSTERS_ALL), 0u, 1u << 2, 1u << 2 | 1u << 4 | 1u << 8}) {
+                simt::device().clusters = sizes;
+                Pool cuda(&qk_cuda_backend);
+                ASSERT_EQ(cuda.device.clusters, sizes);
+                const qk_weight w = pack(cuda, shape_of(s, p.n, p.k), t.t);
+                const qk_x x = input(cuda, w, p, 7);
+                const qk_gemm g = gemm_of(w, p, x);
+                qk_plan plan{};
+                ASSERT_EQ(qk_gemm_plan(&cuda.device, &g, &plan, nullptr, nullptr, nullptr), QE_OK);
+                const std::vector<char> y = run_plan(cuda, w, plan, p, x, 7);
+                if (first.empty()) first = y, with_all = plan;
+                if (!sizes) {
+                    const bool differs = plan.variant != with_all.variant || plan.workspace_bytes != with_all.workspace_bytes;
+                    EXPECT_EQ(differs, form.differs) << s.name << " m " << p.m;
+                    EXPECT_EQ(plan.row, with_all.row);
+                }
+                ASSERT_EQ(first_difference(y, first, p), "") << plan.row->name << " m " << p.m << ", clusters " << sizes;
+                runs++;
+            }
+        }
+    simt::device().clusters = QK_CLUSTERS_ALL;
+    EXPECT_EQ(runs, hooks() ? 8 : int(std::size(forms)) * 4);
+}
 // Any number of splits, summed in a cluster and through the workspace: the same bits, of exact and of float sums.
 TEST(CudaCluster, SplitsSummedOnChipAndInTheWorkspace) {
     struct Form {

@@ -11,14 +11,17 @@ using namespace cuda_test;
 struct Machine {
     const char *name;
     int sm, units;
-    uint32_t shared;
+    uint32_t shared, clusters;
 };
 const Machine kMachines[] = {
-#define GPU(id, title, sm, units, shared_kib, l2_mib, memory_gib) {id, sm, units, shared_kib * 1024u},
+#define GPU(id, title, sm, units, shared_kib, l2_mib, memory_gib)                                                        \
+    {id, sm, units, shared_kib * 1024u, sm / 10 == 9 ? uint32_t(QK_CLUSTERS_ALL) : 0u},
 #include "bench/gpus.txt"
 #undef GPU
-    {"a10", 86, 72, 99 * 1024},
-    {"rtx5090", 120, 170, 99 * 1024},
+    {"a10", 86, 72, 99 * 1024, 0},
+    {"rtx5090", 120, 170, 99 * 1024, 0},
+    {"h100_alone", 90, 132, 227 * 1024, 0}, // refuses every cluster
+    {"h100_pairs", 90, 132, 227 * 1024, 1 << 2},
 };
 struct Shape {
     const char *name;
@@ -31,7 +34,7 @@ const Shape kShapes[] = {
 };
 qk_device device_of(const Machine &m) {
     qk_device d{};
-    d.backend = QK_CUDA, d.sm = m.sm, d.units = m.units, d.unit_bytes = m.shared;
+    d.backend = QK_CUDA, d.sm = m.sm, d.units = m.units, d.unit_bytes = m.shared, d.clusters = m.clusters;
     d.cache_bytes = 50u << 20, d.memory_bytes = uint64_t(24) << 30;
     std::snprintf(d.name, sizeof d.name, "%s", m.name);
     return d;
@@ -130,6 +133,12 @@ TEST(CudaPlan, SplitsAreSummedInClustersThatFit) {
         {"h100", "w4a16_sym", 16, 4096, 4096, 4, false}, // splits of float sums are chunks of the weight
         {"h100", "w4a16_sym", 16, 2560, 9728, 6, true},
         {"a100", "w8a8", 16, 4096, 4096, 3, true},       // no clusters
+        {"h100_alone", "w8a8", 16, 4096, 4096, 4, true},
+        {"h100_alone", "w4a16_sym", 16, 4096, 4096, 4, true},
+        {"h100_alone", "w8a8", 200, 1024, 4096, 8, true},
+        {"h100_pairs", "w8a8", 16, 4096, 4096, 4, true},
+        {"h100_pairs", "w8a8", 16, 5632, 4096, 2, false}, // 3 would fill the device
+        {"h100_pairs", "w4a16_sym", 16, 4096, 4096, 4, true},
     };
     int found = 0;
     for (const Want &want : table)
@@ -149,6 +158,31 @@ TEST(CudaPlan, SplitsAreSummedInClustersThatFit) {
                 found++;
             }
     EXPECT_EQ(found, int(std::size(table)));
+}
+// Tokens are shared by pairs of blocks where those run, else the same rows of y come from a block alone.
+TEST(CudaPlan, TokensAreSharedWherePairsRun) {
+    const struct {
+        const char *form;
+        int64_t m, n;
+        int alone, pairs; // variants
+    } table[] = {{"w8a8", 4096, 4096, 3, 4},     {"w4a8_g128", 4096, 4096, 3, 4}, {"w2a8", 300, 14336, 3, 4},
+                 {"q4_k_a16", 100, 4096, 4, 2}, {"q4_k_a16", 4096, 4096, 4, 2},  {"bf16", 4096, 4096, 4, 2}};
+    int found = 0;
+    for (const auto &want : table)
+        for (const Machine &machine : kMachines)
+            for (const Scheme &s : schemes()) {
+                if (machine.sm != 90 || s.name != std::string(want.form)) continue;
+                const qk_device d = device_of(machine);
+                qk_gemm g{};
+                g.w = shape_of(s, want.n, 4096), g.w.layout = qk_layout_choose(&d, &g.w, nullptr, nullptr);
+                g.x = s.act_group < 0 ? plain(QE_CODE_BF16, 16) : g.w.act.quant, g.m = want.m, g.y_type = QE_CODE_F16;
+                qk_plan plan{};
+                ASSERT_EQ(qk_gemm_plan(&d, &g, &plan, nullptr, nullptr, nullptr), QE_OK);
+                EXPECT_EQ(plan.variant, machine.clusters ? want.pairs : want.alone)
+                    << machine.name << " " << want.form << " m " << want.m << " " << plan.row->name;
+                found++;
+            }
+    EXPECT_EQ(found, int(std::size(table)) * 4);
 }
 // Plans of real shapes, which bench/budget.py predicts the time of: with QE_PLANS_OUT they are written there, one JSON
 // object a line.

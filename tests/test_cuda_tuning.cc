@@ -76,6 +76,7 @@ TEST_F(CudaTuning, EveryRowIsAChoiceOrHasAReasonNotToBe) {
                 if (s.act_group >= 0 && type != QE_CODE_F16) continue;
                 qk_device d{};
                 d.backend = QK_CUDA, d.sm = sm, d.units = sm == 90 ? 132 : 108, d.unit_bytes = sm == 90 ? 232448 : 166912;
+                d.clusters = sm == 90 ? QK_CLUSTERS_ALL : 0;
                 qk_gemm g{};
                 g.w = shape_of(s, 1024, 4096), g.w.layout = qk_layout_choose(&d, &g.w, nullptr, nullptr);
                 g.x = s.act_group < 0 ? plain(type, type == QE_CODE_F32 ? 32 : 16) : g.w.act.quant;

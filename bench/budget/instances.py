@@ -89,7 +89,7 @@ def of_plan(plan):
     if family == "dense":
         bf16 = "true" if plan["bf16"] else "false"
         if sm == "sm90":
-            tok, cluster = ((16, 1), (64, 1), (128, 2), (256, 2))[plan["variant"]]
+            tok, cluster = ((16, 1), (64, 1), (128, 2), (256, 2), (128, 1))[plan["variant"]]
             return f"gemm_dense_sm90: dense_sm90::gemm<{bf16}, {tok}, {cluster}>"
         return f"gemm_dense_sm80: dense_sm80::gemm<{bf16}, {TOKENS[sm][plan['variant']]}>"
     group, k = plan["group"], plan["k"]

@@ -10,10 +10,15 @@ constexpr int kClusterBlocks = 8; // any device of compute capability 9.0 takes 
 // A cluster stays inside one GPC. Those of H100 and H200 hold 16 units or 18; larger counts are not relied on.
 constexpr int kGpcUnits = 16;
 
+// Whether clusters of so many blocks run at all.
+inline bool cluster_runs(const qk_device *device, int blocks, qk_why *why) {
+    return device->clusters >> blocks & 1 ? true : qk_no(why, "no cluster of %d blocks runs on this device", blocks);
+}
 // Whether `splits` blocks for each of so many tiles run as clusters in no more waves than one by one.
 inline bool clusters_fit(const qk_device *device, int64_t tiles, int splits, qk_why *why) {
     if (splits < 2) return qk_no(why, "one block has all of k");
     if (splits > kClusterBlocks) return qk_no(why, "%d splits of k, a cluster holds %d", splits, kClusterBlocks);
+    if (!cluster_runs(device, splits, why)) return false;
     const int64_t at_once = int64_t(device->units / kGpcUnits) * (kGpcUnits / splits);
     if (!at_once) return qk_no(why, "%d units, a GPC has %d", int(device->units), kGpcUnits);
     const int64_t waves = (tiles + at_once - 1) / at_once, alone = (tiles * splits + device->units - 1) / device->units;

@@ -22,7 +22,9 @@ typedef struct qk_cuda_api {
     int (*count)(int *devices);
     int (*current)(int *ordinal);
     int (*select)(int ordinal);
-    int (*facts)(int ordinal, qk_device *out); /* all fields but backend and ordinal */
+    int (*facts)(int ordinal, qk_device *out); /* all fields but backend, ordinal and clusters */
+    /* Of the current device, of sm_90: clusters of so many blocks that run at once, where each block takes a whole unit. */
+    int (*clusters)(uint32_t blocks, int *at_once);
     int (*alloc)(void **out, size_t bytes);
     int (*release)(void *block);
     int (*copy)(void *dst, const void *src, size_t bytes, void *stream);
@@ -35,6 +37,7 @@ typedef struct qk_cuda_api {
     bool (*lost)(int code); /* the context is gone: every later call fails */
 } qk_cuda_api;
 
+const void *qk_cuda_whole_unit_sm90(void); /* a kernel to ask that with */
 extern const qk_cuda_api qk_cuda_api_default; /* the build's own */
 const qk_cuda_api *qk_cuda_api_now(void);
 void qk_cuda_api_replace(const qk_cuda_api *api); /* NULL: the default again. Not for concurrent use. */

@@ -48,6 +48,16 @@ int32_t qk_cuda_count(void) {
     return qk_cuda_api_now()->count(&devices) ? 0 : devices;
 }
 
+/* A MIG slice, a limit of MPS or a part with other GPCs may refuse some sizes, or all. */
+static int ask_clusters(uint32_t *sizes) {
+    for (uint32_t blocks = 2; QK_CLUSTERS_ALL >> blocks; blocks++) {
+        int at_once = 0, code = qk_cuda_api_now()->clusters(blocks, &at_once);
+        if (code) return code;
+        if (at_once > 0) *sizes |= 1u << blocks;
+    }
+    return 0;
+}
+
 qe_status qk_cuda_describe(int32_t ordinal, qk_device *out, qe_error *err) {
     int count = 0, code = qk_cuda_api_now()->count(&count);
     if (code) return qk_cuda_fail(code, "counting devices", err);
@@ -63,6 +73,12 @@ qe_status qk_cuda_describe(int32_t ordinal, qk_device *out, qe_error *err) {
                             (int)device.sm);
     device.backend = QK_CUDA;
     device.ordinal = ordinal;
+    if (device.sm / 10 == 9) {
+        int before = 0;
+        code = enter(ordinal, &before);
+        if (!code) code = leave(ordinal, before, ask_clusters(&device.clusters));
+        if (code) return qk_cuda_fail(code, "counting clusters", err);
+    }
     *out = device;
     return QE_OK;
 }

@@ -42,6 +42,27 @@ int facts(int ordinal, qk_device *out) {
     std::strncpy(out->name, p.name, sizeof out->name - 1);
     return 0;
 }
+int clusters(uint32_t blocks, int *at_once) {
+    int device = 0, bytes = 0;
+    const void *kernel = qk_cuda_whole_unit_sm90();
+    cudaError_t code = cudaGetDevice(&device);
+    if (code == cudaSuccess) code = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (code == cudaSuccess) code = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (code != cudaSuccess) return reported(code);
+    cudaLaunchAttribute size{};
+    size.id = cudaLaunchAttributeClusterDimension;
+    size.val.clusterDim.x = size.val.clusterDim.y = 1, size.val.clusterDim.z = blocks;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(1, 1, blocks), config.blockDim = dim3(32), config.dynamicSmemBytes = size_t(bytes);
+    config.attrs = &size, config.numAttrs = 1;
+    code = cudaOccupancyMaxActiveClusters(at_once, kernel, &config);
+    if (code == cudaErrorInvalidClusterSize || code == cudaErrorNotSupported) { // no such cluster: no failure
+        (void)cudaGetLastError();
+        *at_once = 0;
+        return 0;
+    }
+    return reported(code);
+}
 int alloc(void **out, size_t bytes) {
     return reported(cudaMalloc(out, bytes));
 }
@@ -114,6 +135,6 @@ bool lost(int code) {
 
 } // namespace
 
-extern "C" const qk_cuda_api qk_cuda_api_default = {count, current, select,     facts, alloc,         release, copy,
-                                                    wait,  launch,  tensor_map, text,  out_of_memory, lost};
+extern "C" const qk_cuda_api qk_cuda_api_default = {count,   current, select, facts,      clusters, alloc,         release,
+                                                    copy,    wait,    launch, tensor_map, text,     out_of_memory, lost};
 #endif

@@ -160,7 +160,9 @@ __global__ void __launch_bounds__(Config<kTok>::kThreads, 1)
 #endif
 }
 
-// ---- plan and run: instances by tokens per tile; an odd band costs a cluster an idle block -----------------------
+// ---- plan and run: instances by tokens per tile; an odd band costs a cluster an idle block. The last serves devices that
+// run no clusters.
+constexpr int kAlone = 4;
 struct Instance {
     int tokens, cluster;
     uint32_t threads, shared;
@@ -168,7 +170,8 @@ struct Instance {
 template <int kTok> constexpr Instance instance_of(int cluster) {
     return {kTok, cluster, uint32_t(Config<kTok>::kThreads), uint32_t(Config<kTok>::kSharedBytes)};
 }
-constexpr Instance kInstances[] = {instance_of<16>(1), instance_of<64>(1), instance_of<128>(2), instance_of<256>(2)};
+constexpr Instance kInstances[] = {instance_of<16>(1), instance_of<64>(1), instance_of<128>(2), instance_of<256>(2),
+                                   instance_of<128>(1)};
 
 bool supports(const qk_device *device, const qk_gemm *g, qk_why *why) {
     constexpr uint32_t bytes = 232448; // what every instance fits in
@@ -180,7 +183,8 @@ void plan(const qk_device *device, const qk_gemm *g, qk_plan *out) {
     const int64_t most = qk_tile_m(g);
     const int blocks = int((g->w.k + kBlockK - 1) / kBlockK), bands = int(dense::pass_bands(device, g->w, g->x.code));
     const int chunk = dense::chunk_blocks_of(g->w, kBlockK);
-    const int instance = most <= 16 ? 0 : most <= 64 ? 1 : most > 128 && chunk >= blocks ? 3 : 2;
+    int instance = most <= 16 ? 0 : most <= 64 ? 1 : most > 128 && chunk >= blocks ? 3 : 2;
+    if (kInstances[instance].cluster > 1 && !cluster_runs(device, kInstances[instance].cluster, nullptr)) instance = kAlone;
     const Instance &i = kInstances[instance];
     const int64_t tiles = bands * ((g->m + i.tokens - 1) / i.tokens);
     // Tiles of a pass that fill less than half of the device: k is split at chunk borders.
@@ -226,6 +230,8 @@ qe_status run_type(const qk_plan *plan, const qk_gemm_args *args, const Args &a,
         return run_tile<kBf16, 64, 1>(plan, args, a, queue, err);
     case 2:
         return run_tile<kBf16, 128, 2>(plan, args, a, queue, err);
+    case kAlone:
+        return run_tile<kBf16, 128, 1>(plan, args, a, queue, err);
     default:
         return run_tile<kBf16, 256, 2>(plan, args, a, queue, err);
     }

@@ -11,6 +11,7 @@
 // slot then is free when both blocks' consumers have left it, and no block ends before the other's last arrival.
 //
 // Float sums restart in every chunk of k (quantization.md 7.4), inside the block or as splits of the grid: the same bits.
+// Where such clusters do not run (qk_device), the same tile runs alone.
 // Splits are summed in the shared memory of a cluster where that takes no more waves, else through the workspace.
 // Formats that promote have a main loop of their own (units_sm90.cuh).
 #pragma once
@@ -292,7 +293,9 @@ void plan_of(const qk_device *device, const qk_gemm *g, int largest, int chunk_b
     int instance = tile_of(qk_tile_m(g), largest);
     const int bands = int((g->w.n + kRows - 1) / kRows);
     // An odd band costs an idle block.
-    if (F::kCluster > 1 && instance == 3 && (bands % F::kCluster == 0 || bands >= 8 * F::kCluster)) instance = kClustered;
+    if (F::kCluster > 1 && instance == 3 && cluster_runs(device, F::kCluster, nullptr) &&
+        (bands % F::kCluster == 0 || bands >= 8 * F::kCluster))
+        instance = kClustered;
     const int blocks = int((g->w.k + kBlockK - 1) / kBlockK), split = split_blocks_of(device, g, instance, chunk_blocks);
     out->variant = instance;
     out->splits = (blocks + split - 1) / split;

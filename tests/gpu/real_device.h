@@ -21,6 +21,7 @@ struct Options {
 struct Device {
     Options options;
     int sm = 0, units = 0;
+    uint32_t clusters = 0;
 };
 inline Device &device() {
     static Device d;

@@ -36,6 +36,10 @@ int facts(int, qk_device *out) {
     std::snprintf(out->name, sizeof out->name, "SIMT emulator sm_%d", device().sm);
     return 0;
 }
+int clusters(uint32_t blocks, int *at_once) {
+    *at_once = device().clusters >> blocks & 1 ? device().units / int(blocks) : 0;
+    return 0;
+}
 int alloc(void **out, size_t bytes) {
     *out = simt::device_alloc(bytes);
     return *out ? 0 : kNoMemory;
@@ -53,6 +57,11 @@ int wait(void *) {
 }
 int launch(const qk_cuda_launch *l, void *) {
     device().launches++;
+    const uint32_t blocks = std::max(l->cluster[0], 1u) * std::max(l->cluster[1], 1u);
+    if (blocks > 1 && !(device().clusters >> blocks & 1)) {
+        device().error = "a cluster of " + std::to_string(blocks) + " blocks does not run on this device";
+        return kFailed;
+    }
     simt::Result r = simt::launch_fn([&] { l->invoke(l->kernel, l->args); }, dim3(l->grid[0], l->grid[1], l->grid[2]),
                                      dim3(l->block), l->shared_bytes, device().options,
                                      dim3(1, std::max(l->cluster[0], 1u), std::max(l->cluster[1], 1u)));
@@ -75,5 +84,5 @@ bool lost(int) {
 }
 } // namespace
 
-extern "C" const qk_cuda_api qk_cuda_api_default = {count, current, select,     facts, alloc,         release, copy,
-                                                    wait,  launch,  tensor_map, text,  out_of_memory, lost};
+extern "C" const qk_cuda_api qk_cuda_api_default = {count,   current, select, facts,      clusters, alloc,         release,
+                                                    copy,    wait,    launch, tensor_map, text,     out_of_memory, lost};

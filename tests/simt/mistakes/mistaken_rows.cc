@@ -1,6 +1,6 @@
 // Whole rows (plan, launch, reduce) on one shape each, against exact sums: built from copies of kernels/cuda that carry a
 // seeded mistake. KERNEL: 811 w1a1_sm80 with k split, 812 w1a1_popc, 821 w2a8_sm80 of 2 bits; 880 w8a8_sm80; 890
-// w8a8_sm90 with k split over a workspace, 891 and 895 (int8 output) in clusters; 892 tokens shared in clusters, 893 over an
+// w8a8_sm90 with k split over a workspace, 891 and 895 (int8 output) in clusters, 897 on a device that runs none; 892 tokens shared in clusters, 893 over an
 // odd number of bands; 1680 wxa16_sm80 of 8-bit codes with zero points, 1684 of a table; 1690 and 1694 the same of
 // wxa16_sm90, the one with sums of all chunks in one block, the other with bf16 input and k split. Four experts, with
 // counts out of range among them: contiguous 881 w8a8_sm80, 896 w8a8_sm90, 1685 wxa16_sm80 of a table each; masked 882
@@ -38,7 +38,7 @@ constexpr bool kMasked = KERNEL == 882, kGrouped = kMasked || KERNEL == 881 || K
 constexpr int kExperts = kGrouped ? 4 : 1;
 constexpr int kM = KERNEL == 880 ? 100 : KERNEL / 10 == 88 ? 40 : KERNEL == 892 ? 129 : KERNEL == 893 ? 130 : 19;
 constexpr int kN = KERNEL == 892 ? 256 : KERNEL == 893 ? 16 * 128 + 3 : 200;
-constexpr int kK = KERNEL == 890 || KERNEL == 891 ? 4700 : KERNEL == 892 ? 2350 : KERNEL == 893 ? 300 : 1300;
+constexpr int kK = KERNEL == 890 || KERNEL == 891 || KERNEL == 897 ? 4700 : KERNEL == 892 ? 2350 : KERNEL == 893 ? 300 : 1300;
 using Value = std::conditional_t<kFloat, uint16_t, int8_t>;
 
 // The little of the library that these files ask for.
@@ -170,11 +170,12 @@ int main() {
     }
     if (kSigns) args.x.zeros = nullptr, args.x.bits = device(bits), args.x.ones = device(ones);
     simt::device().sm = kSigns || kTernary || KERNEL / 10 == 88 || (kFloat && !kHopper) ? 80 : 90;
+    if (KERNEL == 897) simt::device().clusters = 0;
     qk_device d{};
     qk_queue queue{};
     queue.device = &d;
     if (qk_cuda_describe(0, &d, nullptr)) return 1;
-    const bool splits = !kGrouped && (KERNEL == 890 || KERNEL == 891 || KERNEL == 811 || kTernary || kInt8 ||
+    const bool splits = !kGrouped && (KERNEL == 890 || KERNEL == 891 || KERNEL == 897 || KERNEL == 811 || kTernary || kInt8 ||
                                       (kFloat && KERNEL != 1690));
     if (!splits) d.units = 1; // a device that the tiles fill
     if (KERNEL == 890) d.units = 15; // too small for a cluster
@@ -199,7 +200,7 @@ int main() {
     qk_plan plan = qk_plan_begin(&row, &problem);
     row.plan(&d, &problem, &plan);
     if (splits != (plan.splits > 1)) return std::printf("FAIL %d splits\n", plan.splits), 2;
-    const bool clusters = splits && simt::device().sm == 90 && KERNEL != 890;
+    const bool clusters = splits && simt::device().sm == 90 && KERNEL != 890 && KERNEL != 897;
     if ((plan.workspace_bytes != 0) != (splits && !clusters)) return std::printf("FAIL sums in the wrong place\n"), 2;
     const simt::Options schedules[] = {{simt::Order::RoundRobin, simt::Async::Lazy}, {simt::Order::Random, simt::Async::Random, 4}};
     for (const simt::Options &o : schedules) {
