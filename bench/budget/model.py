@@ -1,6 +1,7 @@
 """From a kernel's SASS to counts per k-block (static), and from those and a plan to a predicted time."""
 import math, re
 
+import instances
 from rates import ARCH, GPC, GPU, LAUNCH, WGMMA_DRAIN
 from sass import BULK, between, macs, mma, pick, pipe, width
 
@@ -167,7 +168,7 @@ def predict(row, plan, gpu):
     waves = full + bool(rest)
     clocks = kb * (full * step + last) + (edge * waves if occ == 1 else edge * (1 + .5 * (waves - 1)))
     dense = plan["row"].startswith("cuda/dense")
-    weight = rows * bk * 2 if dense else row["l2"] - tok * bk * row["bits"] // 8
+    weight = instances.tile_of(row["kernel"])["w_stage"]
     out = m * n * 2
     data = weight * math.ceil(n / rows) * math.ceil(k / bk) + m * k * row["bits"] // 8 + out
     flight = row["l2"] * max(row["stages"] - row["hold"], 1) * live * min(g["sms"], blocks)
