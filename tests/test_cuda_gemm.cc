@@ -250,6 +250,44 @@ TEST(CudaCluster, OddBands) {
     }
     simt::device().options = {};
 }
+// Tiles of 128 tokens that two blocks share: whole sums and splits, odd bands, a ring that goes around more than once.
+TEST(CudaCluster, PairsOf128Tokens) {
+    const struct {
+        const char *scheme;
+        int64_t m, n, k;
+        int units;
+        bool splits;
+    } forms[] = {{"w8a8", 131, 256, 1200, 5, false},     {"w8a8", 127, 17 * 128 - 5, 300, 8, false}, {"w8a8", 200, 512, 1100, 132, true},
+                 {"w4a8_channel", 100, 256, 1200, 2, false}, {"w4a8_g32_asym_x", 131, 256, 1200, 5, false},
+                 {"w2a8", 130, 250, 1200, 5, false},     {"w1a8", 70, 256, 1200, 2, false}};
+    int runs = 0;
+    for (const auto &form : forms)
+        for (const Scheme &s : schemes()) {
+            if (s.name != std::string(form.scheme) || (addresses_only() && form.n % 128 == 0)) continue;
+            const Problem p{form.m, form.n, form.k, QE_CODE_F16, QE_CODE_F16, 0, QK_GEMM_BIAS, true};
+            Tensor t;
+            make_tensor(&t, s, p.n, p.k, 5);
+            Pool ref(&qk_ref_backend), cuda(&qk_cuda_backend);
+            const qk_weight w_ref = pack(ref, shape_of(s, p.n, p.k), t.t), w = pack(cuda, shape_of(s, p.n, p.k), t.t);
+            const std::vector<char> want = run(ref, w_ref, *qk_ref_backend.rows, p, input(ref, w_ref, p, 7), 7);
+            const qk_x x = input(cuda, w, p, 7);
+            const qk_gemm g = gemm_of(w, p, x);
+            cuda.device.units = form.units;
+            qk_plan plan{};
+            ASSERT_EQ(qk_gemm_plan(&cuda.device, &g, &plan, nullptr, nullptr, nullptr), QE_OK);
+            ASSERT_EQ(plan.variant, 5) << s.name << " m " << p.m << " n " << p.n;
+            ASSERT_EQ(plan.splits > 1, form.splits) << s.name << " m " << p.m << " n " << p.n;
+            for (const Schedule &schedule : kSchedules) {
+                if (hooks() && &schedule != &kSchedules[1]) continue;
+                simt::device().options.order = schedule.order, simt::device().options.async = schedule.async;
+                simt::device().options.seed = uint64_t(++runs);
+                ASSERT_EQ(first_difference(run_plan(cuda, w, plan, p, x, 7), want, p), "")
+                    << s.name << " m " << p.m << " n " << p.n << ", " << plan.splits << " splits";
+            }
+        }
+    simt::device().options = {};
+    EXPECT_EQ(runs, addresses_only() ? 2 : hooks() ? 7 : 21);
+}
 // A device that refuses clusters, or some sizes, runs every plan without them: the same bits. The emulated one fails the
 // launch of a cluster that it refuses.
 TEST(CudaCluster, RefusedByTheDevice) {

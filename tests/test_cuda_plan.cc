@@ -165,8 +165,10 @@ TEST(CudaPlan, TokensAreSharedWherePairsRun) {
         const char *form;
         int64_t m, n;
         int alone, pairs; // variants
-    } table[] = {{"w8a8", 4096, 4096, 3, 4},     {"w4a8_g128", 4096, 4096, 3, 4}, {"w2a8", 300, 14336, 3, 4},
-                 {"q4_k_a16", 100, 4096, 4, 2}, {"q4_k_a16", 4096, 4096, 4, 2},  {"bf16", 4096, 4096, 4, 2}};
+    } table[] = {{"w8a8", 4096, 4096, 3, 4},         {"w8a8", 1536, 4096, 3, 5},
+                 {"w4a8_g128", 4096, 4096, 3, 4},    {"w4a8_channel", 128, 14336, 2, 5},
+                 {"w2a8", 300, 14336, 3, 5},         {"q4_k_a16", 100, 4096, 4, 2},
+                 {"q4_k_a16", 4096, 4096, 4, 2},     {"bf16", 4096, 4096, 4, 2}};
     int found = 0;
     for (const auto &want : table)
         for (const Machine &machine : kMachines)

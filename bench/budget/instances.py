@@ -78,7 +78,7 @@ def tile_of(name):
     return None
 
 
-TOKENS = {"sm90": (16, 64, 128, 256, 256), "sm80": (16, 32, 64, 128)}
+TOKENS = {"sm90": (16, 64, 128, 256, 256, 128), "sm80": (16, 32, 64, 128)}
 
 
 def of_plan(plan):
@@ -98,7 +98,7 @@ def of_plan(plan):
     kind, bf16 = "WxCodes8" if plan["bits"] > 4 else "WxTable4", "true" if plan["bf16"] else "false"
     wide = f"Format<{kind}, {bf16}, {1 if units == 1 else 8 if group % 32 else 4 if group % 64 or plan['bits'] > 4 else 2}>"
     if sm == "sm90":
-        cluster = 2 if plan["variant"] == 4 else 1
+        cluster = 2 if plan["variant"] >= 4 else 1
         if family == "wxa16":
             return f"gemm_wxa16_sm90: sm90::gemm_units<wxa16_sm90::{wide}, {tok}>"
         if family == "w4a16" and plan["bf16"]:

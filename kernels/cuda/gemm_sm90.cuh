@@ -11,7 +11,7 @@
 // slot then is free when both blocks' consumers have left it, and no block ends before the other's last arrival.
 //
 // Float sums restart in every chunk of k (quantization.md 7.4), inside the block or as splits of the grid: the same bits.
-// Where such clusters do not run (qk_device), the same tile runs alone.
+// Tiles of 128 tokens do so too where they fill the device better. Where such clusters do not run (qk_device), blocks run alone.
 // Splits are summed in the shared memory of a cluster where that takes no more waves, else through the workspace.
 // Formats that promote have a main loop of their own (units_sm90.cuh).
 #pragma once
@@ -246,9 +246,9 @@ __global__ void __launch_bounds__(Config<F, kTok>::kBound, Config<F, kTok>::kBlo
 #endif
 }
 
-// ---- plans and launches of a family: instances by tokens per tile, the last one in clusters ------------------------
-constexpr int kTiles[] = {16, 64, 128, 256, 256};
-constexpr int kClustered = 4;
+// ---- plans and launches of a family: instances by tokens per tile, the last two in clusters that share tokens ------
+constexpr int kTiles[] = {16, 64, 128, 256, 256, 128};
+constexpr int kClustered = 4, kPairs = 5;
 inline int tile_of(int64_t m, int largest) {
     int i = 0;
     while (i < largest && m > kTiles[i]) i++;
@@ -259,7 +259,7 @@ inline int64_t tile_count(const qk_gemm *g, int tokens) {
 }
 // Whether the splits of k of an instance are summed in clusters, else the workspace takes their sums.
 inline bool sums_in_cluster(const qk_device *device, const qk_gemm *g, int instance, int splits, qk_why *why) {
-    if (instance == kClustered) return qk_no(why, "the blocks of a cluster share tokens");
+    if (instance >= kClustered) return qk_no(why, "the blocks of a cluster share tokens");
     return clusters_fit(device, tile_count(g, kTiles[instance]), splits, why);
 }
 // Blocks of k a split takes. Where tiles fill less than half of the device, k is cut until they fill it, or at chunk
@@ -279,28 +279,45 @@ inline int split_blocks_of(const qk_device *device, const qk_gemm *g, int instan
 template <class F> uint32_t shared_bytes_of(int instance) {
     const int bytes[] = {Config<F, 16>::kSharedBytes, Config<F, 64>::kSharedBytes, Config<F, 128>::kSharedBytes};
     if constexpr (!F::kTotals)
-        if (instance >= 3) return uint32_t(Config<F, 256>::kSharedBytes);
-    return uint32_t(bytes[instance]);
+        if (kTiles[instance] == 256) return uint32_t(Config<F, 256>::kSharedBytes);
+    return uint32_t(bytes[instance == kPairs ? 2 : instance]);
 }
 template <class F> uint32_t threads_of(int instance) {
     const int threads[] = {Config<F, 16>::kThreads, Config<F, 64>::kThreads, Config<F, 128>::kThreads};
     if constexpr (!F::kTotals)
-        if (instance >= 3) return uint32_t(Config<F, 256>::kThreads);
-    return uint32_t(threads[instance]);
+        if (kTiles[instance] == 256) return uint32_t(Config<F, 256>::kThreads);
+    return uint32_t(threads[instance == kPairs ? 2 : instance]);
+}
+// What tiles of 256 or 128 tokens take, in clocks as bench/budget.py counts them on H100: k-blocks, the ends of a tile, and a
+// second kernel. Only which is less matters: large tiles cost less per product, small ones fill the last wave.
+inline int64_t clocks_of(const qk_device *device, const qk_gemm *g, int instance, int chunk_blocks) {
+    const int64_t block = kTiles[instance] == 256 ? 1218 : 640, ends = kTiles[instance] == 256 ? 4640 : 2720;
+    const int64_t blocks = (g->w.k + kBlockK - 1) / kBlockK, split = split_blocks_of(device, g, instance, chunk_blocks);
+    const int64_t splits = (blocks + split - 1) / split, tiles = tile_count(g, kTiles[instance]) * splits;
+    const int64_t waves = (tiles + device->units - 1) / device->units;
+    const int64_t second = splits > 1 ? 1800 + splits * g->m * g->w.n / 640 : 0; // the workspace's bytes through L2
+    return waves * (split * block + ends) + second;
+}
+// The instance of a problem that tiles of `instance` would serve, where blocks may share tokens.
+inline int shared_instance(const qk_device *device, const qk_gemm *g, int instance, int chunk_blocks) {
+    if (instance == 2) // sums of splits in a cluster, or tokens from a neighbour
+        return split_blocks_of(device, g, kPairs, chunk_blocks) * kBlockK >= g->w.k ? kPairs : instance;
+    if (instance != 3) return instance;
+    return clocks_of(device, g, kPairs, chunk_blocks) < clocks_of(device, g, kClustered, chunk_blocks) ? kPairs : kClustered;
 }
 template <class F>
 void plan_of(const qk_device *device, const qk_gemm *g, int largest, int chunk_blocks, qk_plan *out) {
     int instance = tile_of(qk_tile_m(g), largest);
     const int bands = int((g->w.n + kRows - 1) / kRows);
     // An odd band costs an idle block.
-    if (F::kCluster > 1 && instance == 3 && cluster_runs(device, F::kCluster, nullptr) &&
+    if (F::kCluster > 1 && cluster_runs(device, F::kCluster, nullptr) &&
         (bands % F::kCluster == 0 || bands >= 8 * F::kCluster))
-        instance = kClustered;
+        instance = shared_instance(device, g, instance, chunk_blocks);
     const int blocks = int((g->w.k + kBlockK - 1) / kBlockK), split = split_blocks_of(device, g, instance, chunk_blocks);
     out->variant = instance;
     out->splits = (blocks + split - 1) / split;
     out->grid[0] = uint32_t((g->m + kTiles[instance] - 1) / kTiles[instance]), out->grid[1] = uint32_t(bands);
-    if (instance == kClustered) out->grid[1] = uint32_t((bands + F::kCluster - 1) / F::kCluster * F::kCluster);
+    if (instance >= kClustered) out->grid[1] = uint32_t((bands + F::kCluster - 1) / F::kCluster * F::kCluster);
     out->grid[2] = uint32_t(out->splits);
     out->block = threads_of<F>(instance), out->shared_bytes = shared_bytes_of<F>(instance);
     if (out->splits > 1 && !sums_in_cluster(device, g, instance, out->splits, nullptr))
@@ -360,6 +377,8 @@ qe_status run_family(const qk_plan *plan, const qk_gemm_args *args, Args<F> a, c
         if constexpr (F::kCluster > 1)
             if (plan->variant == kClustered)
                 return launch_tile<F, 256, F::kCluster>(plan, args, a, queue, name, err);
+        if constexpr (F::kCluster > 1)
+            if (plan->variant == kPairs) return launch_tile<F, 128, F::kCluster>(plan, args, a, queue, name, err);
         if constexpr (kLargest == 3) return launch_tile<F, 256>(plan, args, a, queue, name, err);
         return qe_error_set(err, QE_E_ARGUMENT, "%s: no such instance", name);
     }

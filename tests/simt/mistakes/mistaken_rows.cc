@@ -1,7 +1,7 @@
 // Whole rows (plan, launch, reduce) on one shape each, against exact sums: built from copies of kernels/cuda that carry a
 // seeded mistake. KERNEL: 811 w1a1_sm80 with k split, 812 w1a1_popc, 821 w2a8_sm80 of 2 bits; 880 w8a8_sm80; 890
 // w8a8_sm90 with k split over a workspace, 891 and 895 (int8 output) in clusters, 897 on a device that runs none; 892 tokens shared in clusters, 893 over an
-// odd number of bands; 1680 wxa16_sm80 of 8-bit codes with zero points, 1684 of a table; 1690 and 1694 the same of
+// odd number of bands, 894 the same by tiles of 128 tokens; 1680 wxa16_sm80 of 8-bit codes with zero points, 1684 of a table; 1690 and 1694 the same of
 // wxa16_sm90, the one with sums of all chunks in one block, the other with bf16 input and k split. Four experts, with
 // counts out of range among them: contiguous 881 w8a8_sm80, 896 w8a8_sm90, 1685 wxa16_sm80 of a table each; masked 882
 // w8a8_sm80.
@@ -36,9 +36,9 @@ constexpr bool kInt8 = KERNEL == 895, kFloat = KERNEL > 1000, kHopper = KERNEL >
 constexpr bool kTable = KERNEL == 1684 || KERNEL == 1685 || KERNEL == 1694;
 constexpr bool kMasked = KERNEL == 882, kGrouped = kMasked || KERNEL == 881 || KERNEL == 896 || KERNEL == 1685;
 constexpr int kExperts = kGrouped ? 4 : 1;
-constexpr int kM = KERNEL == 880 ? 100 : KERNEL / 10 == 88 ? 40 : KERNEL == 892 ? 129 : KERNEL == 893 ? 130 : 19;
-constexpr int kN = KERNEL == 892 ? 256 : KERNEL == 893 ? 16 * 128 + 3 : 200;
-constexpr int kK = KERNEL == 890 || KERNEL == 891 || KERNEL == 897 ? 4700 : KERNEL == 892 ? 2350 : KERNEL == 893 ? 300 : 1300;
+constexpr int kM = KERNEL == 880 ? 100 : KERNEL / 10 == 88 ? 40 : KERNEL == 892 ? 129 : KERNEL == 893 ? 130 : KERNEL == 894 ? 100 : 19;
+constexpr int kN = KERNEL == 892 ? 256 : KERNEL == 893 || KERNEL == 894 ? 16 * 128 + 3 : 200;
+constexpr int kK = KERNEL == 890 || KERNEL == 891 || KERNEL == 897 ? 4700 : KERNEL == 892 ? 2350 : KERNEL == 893 || KERNEL == 894 ? 300 : 1300;
 using Value = std::conditional_t<kFloat, uint16_t, int8_t>;
 
 // The little of the library that these files ask for.
@@ -213,7 +213,7 @@ int main() {
         for (int row_of_y = 0; row_of_y < kRowsOfY; row_of_y++) {
             const int expert = expert_of(row_of_y), i = row_of_y % kM;
             const Weight &w = experts[size_t(expert < 0 ? 0 : expert)];
-            for (int j = 0; j <= kN; j += KERNEL == 893 && j < 2000 ? 7 : 1) {
+            for (int j = 0; j <= kN; j += (KERNEL == 893 || KERNEL == 894) && j < 2000 ? 7 : 1) {
                 double sum = 0;
                 for (int c = 0; c < kK && j < kN; c++) {
                     const Value v = x[size_t(i * ld + c)];
