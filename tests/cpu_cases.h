@@ -238,18 +238,20 @@ inline int64_t Different(const std::vector<float> &a, const std::vector<float> &
     return bad;
 }
 
-// What this program tests: every ISA of the machine; or, built over the software model, AVX-512 alone.
+// What this program tests: every ISA of the machine; or, built over the software model, AVX-512 without and with AMX.
 inline std::vector<uint32_t> Isas() {
     qk_device d = {};
 #ifdef QE_AVX512_MODEL
     qk_backend_of(QK_CPU)->describe(0, &d, nullptr);
     if (!(d.isa & QK_ISA_AVX2)) return {}; // the model is compiled for AVX2
-    return {QK_ISA_AVX2 | QK_ISA_AVX512 | QK_ISA_VNNI512};
+    const uint32_t avx512 = QK_ISA_AVX2 | QK_ISA_AVX512 | QK_ISA_VNNI512;
+    return {avx512, avx512 | QK_ISA_AMX};
 #endif
     qk_backend_of(QK_CPU)->describe(0, &d, nullptr);
     std::vector<uint32_t> isas = {0};
     if (d.isa & QK_ISA_AVX2) isas.push_back(QK_ISA_AVX2);
-    if (d.isa & QK_ISA_VNNI512) isas.push_back(d.isa);
+    if (d.isa & QK_ISA_VNNI512) isas.push_back(d.isa & ~uint32_t{QK_ISA_AMX});
+    if (d.isa & QK_ISA_AMX) isas.push_back(d.isa);
     return isas;
 }
 

@@ -74,6 +74,11 @@ TEST(Avx512Model, IntegersFollowTheManual) {
         EACH(16, difference.v[i] == (int32_t)((uint32_t)bi.v[i] - (uint32_t)ci.v[i]));
         EACH(16, product.v[i] == (int32_t)((uint32_t)bi.v[i] * (uint32_t)ci.v[i]));
         EACH(16, both.v[i] == (bi.v[i] & ci.v[i]) && any.v[i] == (bi.v[i] | ci.v[i]));
+        auto bytes_apart = lanes<uint8_t>(_mm512_sub_epi8(b, c));
+        auto cu = lanes<uint8_t>(c);
+        EACH(64, bytes_apart.v[i] == (uint8_t)(bu.v[i] - cu.v[i]));
+        auto words_apart = lanes<uint16_t>(_mm512_sub_epi16(b, c)), words_times = lanes<uint16_t>(_mm512_mullo_epi16(b, c));
+        EACH(32, words_apart.v[i] == (uint16_t)(bw.v[i] - cw.v[i]) && words_times.v[i] == (uint16_t)((uint32_t)bw.v[i] * (uint32_t)cw.v[i]));
         for (int shift = 0; shift < 16; shift++) {
             auto right = lanes<uint16_t>(_mm512_srli_epi16(b, (unsigned)shift)),
                  left = lanes<uint16_t>(_mm512_slli_epi16(b, (unsigned)shift));
@@ -91,7 +96,9 @@ TEST(Avx512Model, IntegersFollowTheManual) {
         EACH(32, pairs.v[i] == w8.v[i]);
         auto set = lanes<int32_t>(_mm512_set1_epi32(ai.v[0]));
         auto set8 = lanes<int8_t>(_mm512_set1_epi8(cs.v[0]));
+        auto set16 = lanes<int16_t>(_mm512_set1_epi16(bw.v[0]));
         EACH(16, set.v[i] == ai.v[0]);
+        EACH(32, set16.v[i] == bw.v[0]);
         EACH(64, set8.v[i] == cs.v[0]);
         int32_t block[16];
         _mm512_storeu_ps(block, _mm512_castsi512_ps(a));

@@ -59,7 +59,7 @@ TEST_P(CpuGemm, EqualsReference) {
     const struct {
         int64_t n, k;
     } shapes[] = {{1, 1}, {31, 4}, {33, 70}, {64, 256}, {100, 1000}, {40, 2304}};
-    const int64_t rows[] = {1, 2, 3, 5, 8, 13};
+    const int64_t rows[] = {1, 2, 3, 5, 8, 13, 45};
     int64_t cases = 0;
     std::mt19937 rng(1);
     for (auto shape : shapes)
@@ -67,7 +67,7 @@ TEST_P(CpuGemm, EqualsReference) {
             Tensor t = MakeTensor(format.quant, shape.n, shape.k, rng);
             Loaded ref;
             ASSERT_NO_FATAL_FAILURE(Load(ref, QK_REF, 0, 1, t, format.Input(group)));
-            std::vector<float> x = MakeX(13, shape.k, rng), expected = RunLinear(ref, x, 13, false);
+            std::vector<float> x = MakeX(45, shape.k, rng), expected = RunLinear(ref, x, 45, false);
             for (uint32_t isa : Isas())
                 for (int threads : {1, 2, 3}) {
                     Loaded cpu;
@@ -174,17 +174,19 @@ TEST(CpuGemmHeights, AreThoseTheTestsCount) {
         std::vector<int> expected = {1, 4};
         if (!strcmp(p->name, "avx2")) expected = {1, 2, 4};
         if (!strcmp(p->name, "avx512")) expected = {1, 2, 4, 8, 12};
+        if (!strcmp(p->name, "amx")) expected = {1, 2, 4, 8, 12, 16, 32};
         int formats = 0;
         for (const Format &format : Formats()) {
             if (!format.panel) continue;
             qk_shape s = {};
             s.quant = format.quant, s.act = format.Input(format.act_groups[0]), s.n = 64, s.k = 512;
             s.facts = format.quant.scale == QE_NUM_U8 ? QE_FACT_INT8_PRODUCT : 0;
-            panel_format f;
+            panel_format f, wide;
             ASSERT_TRUE(panel_format_of(&s, &f, nullptr)) << format.name;
+            bool unpacks = p->wide && p->wide(&f, &wide);
             std::vector<int> built;
             for (int rows = 1; rows <= PANEL_MAX_ROWS; rows++)
-                if (p->kernel(&f, rows)) built.push_back(rows);
+                if (p->kernel(&f, rows) || (unpacks && p->kernel(&wide, rows))) built.push_back(rows);
             EXPECT_EQ(built, expected) << p->name << " " << format.name;
             formats++;
         }

@@ -60,7 +60,7 @@ typedef struct qe_device_options {
 enum { QE_DEVICE_PIN_THREADS = 1 };
 
 /* options may be NULL. The environment is read here, once, and not in privileged processes: QE_BACKEND (auto, ref, cpu,
- * cuda) and QE_THREADS apply where the options say auto and 0; QE_ISA (avx2, scalar) holds back the CPU backend.
+ * cuda) and QE_THREADS apply where the options say auto and 0; QE_ISA (avx512, avx2, scalar) holds back the CPU backend.
  * QE_E_DEVICE: the asked backend is not there, with the reason. */
 QE_API qe_status qe_device_create(const qe_device_options *options, qe_device **out, qe_error *err);
 QE_API void      qe_device_destroy(qe_device *device);

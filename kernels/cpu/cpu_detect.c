@@ -1,9 +1,13 @@
 /* What this machine is called, and which instruction sets it and its operating system offer. */
+#define _GNU_SOURCE
 #include <stdio.h>
 #include <string.h>
 #include "decoded.h"
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 void cpu_name(char *out, size_t bytes) {
@@ -23,6 +27,18 @@ void cpu_name(char *out, size_t bytes) {
     else snprintf(out, bytes, "CPU");
 }
 
+#if defined(__x86_64__)
+/* AMX with int8, saved by the operating system, and permitted to this process: Linux gives its 8 KiB of state to those that
+ * ask. Asking again changes nothing, so that threads may do it at once. */
+__attribute__((target("xsave"))) static bool has_amx(void) {
+    enum { LEAF = 7, INT8_AND_TILE = 3 << 24, OSXSAVE = 1 << 27, TILE_STATE = 3 << 17, REQUEST = 0x1023, TILE_DATA = 18 };
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & OSXSAVE)) return false;
+    if (!__get_cpuid_count(LEAF, 0, &a, &b, &c, &d) || (d & INT8_AND_TILE) != INT8_AND_TILE) return false;
+    return (_xgetbv(0) & TILE_STATE) == TILE_STATE && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+}
+#endif
+
 uint32_t cpu_isa(void) {
     uint32_t isa = 0;
 #if defined(__x86_64__)
@@ -33,6 +49,7 @@ uint32_t cpu_isa(void) {
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
         isa |= QK_ISA_AVX512;
         if (__builtin_cpu_supports("avx512vnni")) isa |= QK_ISA_VNNI512;
+        if (isa & QK_ISA_VNNI512 && has_amx()) isa |= QK_ISA_AMX;
         if (__builtin_cpu_supports("avx512vpopcntdq")) isa |= QK_ISA_VPOPCNT;
     }
 #endif
@@ -41,6 +58,7 @@ uint32_t cpu_isa(void) {
 
 const panel_isa *panel_isa_of(uint32_t isa) {
 #if defined(__x86_64__)
+    if (isa & QK_ISA_AMX) return &panel_isa_amx;
     if (isa & QK_ISA_VNNI512) return &panel_isa_avx512;
     if (isa & QK_ISA_AVX2) return &panel_isa_avx2;
 #endif

@@ -255,10 +255,7 @@ INLINE void tile_run(const int R, const int bits, const int wide, const panel_sc
     }
 }
 
-#if defined(V_AVX512)
-#define WIDEN NULL /* no kernels of wide panels, see HEIGHT_LIST */
-#else
-#define WIDEN widen
+#if !defined(V_AVX512) /* no kernels of wide panels there, see HEIGHT_LIST */
 /* A panel of narrow codes as one of bytes; everything but the codes is copied. */
 INLINE void widen_units(const int bits, const panel_format *f, const uint8_t *from, uint8_t *to) {
     const int steps = f->unit / 4;

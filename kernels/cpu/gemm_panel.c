@@ -9,7 +9,7 @@
 #endif
 
 enum {
-    WIDE_TILES = 3,             /* from this many on narrow codes are unpacked once a sweep, if the ISA has kernels for that */
+    FEW_TILES = 2,              /* up to so many, tasks are smaller than a thread's share */
     CLAIM_BYTES = 64 * 1024,    /* of panels in one task, some microseconds of work for each claim */
     CLAIMS = 64                 /* tasks a thread, at most */
 };
@@ -18,6 +18,8 @@ typedef struct panel_job {
     finish_job finish;
     const panel_isa *isa;
     panel_format format, wide;
+    bool has_wide;
+    int64_t m;
     int32_t tiles, groups, spans;
     size_t q_bytes, init_bytes, pair_bytes, tile_bytes;
     size_t sweep_bytes;           /* of activations held against one panel: half the L2 of a core */
@@ -30,40 +32,45 @@ static size_t up(size_t bytes) {
 static void job_sizes(panel_job *j, const qk_shape *s, int64_t m) {
     const panel_format *f = &j->format;
     int32_t xg = s->act.quant.group_k, rows = j->isa->max_rows;
+    j->m = m;
     j->tiles = (int32_t)((m + rows - 1) / rows);
     j->groups = f->scale == PANEL_CHANNEL ? 1 : f->blocks * (f->block / f->group);
     j->spans = xg > 0 && xg < s->k ? (int32_t)((s->k + xg - 1) / xg) : 1;
-    j->q_bytes = up((size_t)f->blocks * f->block * rows);
+    j->q_bytes = up((size_t)f->blocks * f->block) * (size_t)rows;
     j->init_bytes = up((size_t)j->groups * rows * 4);
     j->pair_bytes = f->scale == PANEL_Q4K ? up((size_t)f->blocks * 16 * rows) : 0;
-    panel_format_wide(f, &j->wide);
+    j->has_wide = j->isa->wide && j->isa->wide(f, &j->wide);
     j->tile_bytes = j->q_bytes + j->init_bytes + j->pair_bytes + up((size_t)j->spans * rows * 4);
 }
 
-/* Smallest tile height built that holds `rows`. */
-static int32_t height_of(const panel_isa *isa, const panel_format *f, int32_t rows) {
-    while (rows < isa->max_rows && !isa->kernel(f, rows)) rows++;
-    return rows;
-}
-
 static int32_t tile_rows(const panel_job *j, int32_t tile) {
-    int64_t left = j->finish.args->x.m - (int64_t)tile * j->isa->max_rows;
+    int64_t left = j->m - (int64_t)tile * j->isa->max_rows;
     return left < j->isa->max_rows ? (int32_t)left : j->isa->max_rows;
 }
 
-static bool widened(const panel_job *j, int32_t tiles) {
-    return j->format.bits < 8 && tiles >= WIDE_TILES && j->isa->widen;
+/* Smallest height built that holds the rows of a tile. */
+static int32_t tile_height(const panel_job *j, int32_t tile) {
+    int32_t R = tile_rows(j, tile);
+    while (R < j->isa->max_rows && !j->isa->kernel(&j->format, R) && !(j->has_wide && j->isa->kernel(&j->wide, R))) R++;
+    return R;
+}
+
+static bool in_lines(const panel_job *j, int32_t R) { return j->isa->line_rows && R >= j->isa->line_rows; }
+
+/* Whether panels are unpacked for the tiles [begin, end); the first is the highest. */
+static bool widened(const panel_job *j, int32_t begin, int32_t end) {
+    return j->has_wide && end - begin >= j->isa->wide_tiles && j->isa->kernel(&j->wide, tile_height(j, begin));
 }
 
 static size_t work_bytes(const panel_job *j, uint32_t tasks) {
-    return j->tile_bytes * (size_t)j->tiles + (widened(j, j->tiles) ? (size_t)j->wide.panel_bytes * tasks : 0);
+    return j->tile_bytes * (size_t)j->tiles + (widened(j, 0, j->tiles) ? (size_t)j->wide.panel_bytes * tasks : 0);
 }
 
 /* Tasks of a call: for few rows more than threads, so that a thread which the system holds up keeps little from the others;
  * for many as many as threads, each with its slice of the workspace and few walks over the tiles. A plan for fewer threads
  * than there are has that many tasks, which is what keeps the others out. */
 static int32_t run_tasks(const panel_job *j, int32_t units, int32_t threads) {
-    if (units < threads || units == 1 || j->tiles >= WIDE_TILES) return units;
+    if (units < threads || units == 1 || j->tiles > FEW_TILES || widened(j, 0, j->tiles)) return units;
     int64_t bytes = (j->finish.args->w->shape.n + PANEL_COLUMNS - 1) / PANEL_COLUMNS * (int64_t)j->format.panel_bytes;
     int64_t each = bytes / CLAIM_BYTES / units;
     return units * (int32_t)(each < 1 ? 1 : each > CLAIMS ? CLAIMS : each);
@@ -111,8 +118,27 @@ static void fill_four(const int8_t *const x[4], int64_t end, int32_t r, int32_t 
     }
 }
 
+/* Lines of 64 k, zeros behind k. */
+static void fill_lines(int64_t k, int64_t padded, const int8_t *const x[], int32_t R, int8_t *q) {
+    for (int32_t r = 0; r < R; r++) {
+        int8_t *line = q + (size_t)r * 64;
+        for (int64_t i = 0; i < padded; i += 64, line += (size_t)R * 64) {
+            if (x[r] && i + 64 <= k) {
+                memcpy(line, x[r] + i, 64);
+                continue;
+            }
+            memset(line, 0, 64);
+            if (x[r] && i < k) memcpy(line, x[r] + i, (size_t)(k - i));
+        }
+    }
+}
+
 static void fill_codes(const panel_job *j, const int8_t *const x[], int32_t R, int8_t *q) {
     int64_t k = j->finish.args->w->shape.k, padded = (int64_t)j->format.blocks * j->format.block, whole = k / 16 * 16;
+    if (in_lines(j, R)) {
+        fill_lines(k, padded, x, R, q);
+        return;
+    }
     if (R == 1 && x[0]) {
         memcpy(q, x[0], (size_t)k);
         memset(q + k, 0, (size_t)(padded - k));
@@ -163,7 +189,7 @@ static void fill_task(void *arg, int32_t index, int32_t count) {
     int64_t first = (int64_t)j->tiles * index / count, last = (int64_t)j->tiles * (index + 1) / count;
     for (int64_t tile = first; tile < last; tile++) {
         char *at = (char *)j->finish.args->workspace + (size_t)tile * j->tile_bytes;
-        int32_t rows = tile_rows(j, (int32_t)tile), R = height_of(j->isa, &j->format, rows);
+        int32_t rows = tile_rows(j, (int32_t)tile), R = tile_height(j, (int32_t)tile);
         const int8_t *row[PANEL_MAX_ROWS];
         for (int32_t r = 0; r < R; r++) {
             int64_t token = tile * j->isa->max_rows + r;
@@ -171,6 +197,25 @@ static void fill_task(void *arg, int32_t index, int32_t count) {
             fill_beside(j, row[r], token, r, R, at);
         }
         fill_codes(j, row, R, (int8_t *)at);
+    }
+}
+
+/* Part `index` of `count` of the panel behind this one, to come from memory while a tile is multiplied. */
+static void fetch_part(const panel_format *f, const uint8_t *next, int32_t index, int32_t count, panel_tile *t) {
+    int32_t lines = (f->panel_bytes + 63) / 64, first = (int32_t)((int64_t)lines * index / count);
+    t->next = next ? next + (size_t)first * 64 : NULL;
+    t->next_lines = next ? (int32_t)((int64_t)lines * (index + 1) / count) - first : 0;
+}
+
+/* The lines of y that a tile will write. */
+static void fetch_y(const finish_job *j, int64_t token, int32_t rows, int64_t first) {
+    int64_t n = j->args->w->shape.n, bytes = j->y_type == QE_CODE_F32 ? 4 : j->y_type == QE_CODE_INT ? 1 : 2;
+    if (j->flags & QK_GEMM_GATED) first /= 2, n /= 2;
+    int64_t wide = (j->flags & QK_GEMM_GATED ? PANEL_COLUMNS / 2 : PANEL_COLUMNS) * bytes;
+    if (first + wide / bytes > n) return;
+    for (int32_t r = 0; r < rows; r++) {
+        const char *y = (const char *)j->args->y + ((token + r) * j->args->ldy + first) * bytes;
+        for (int64_t i = 0; i < wide; i += 64) __builtin_prefetch(y + i, 1);
     }
 }
 
@@ -192,21 +237,26 @@ static void run_task(void *arg, int32_t index, int32_t count) {
     t.sums = j->finish.y_type == QE_CODE_INT ? sums : NULL;
     t.span = xg > 0 && xg < s->k ? xg / f->group : INT_MAX;
     t.chunk = s->chunk_k > 0 && s->chunk_k < s->k ? (int32_t)(s->chunk_k / f->group) : INT_MAX;
+    bool lines = in_lines(j, tile_height(j, 0));
+    if (lines && j->isa->enter) j->isa->enter(j->has_wide ? &j->wide : f);
     for (int32_t begin = 0; begin < j->tiles; begin += sweep) {
         int32_t end = begin + sweep < j->tiles ? begin + sweep : j->tiles;
-        bool wide = widened(j, end - begin);
+        bool wide = widened(j, begin, end);
         for (int64_t panel = first; panel < last; panel++) {
             const uint8_t *packed = (const uint8_t *)j->finish.args->w->blob + (size_t)panel * f->panel_bytes;
             if (wide) j->isa->widen(f, packed, &j->wide, unpacked);
             for (int32_t tile = begin; tile < end; tile++) {
-                int32_t rows = tile_rows(j, tile);
-                /* A last, lower tile has no wide kernel. */
-                bool full = wide && rows == j->isa->max_rows;
-                t.format = full ? &j->wide : f;
-                t.panel = full ? unpacked : packed;
-                t.ahead = !full && tile == begin;
+                int32_t rows = tile_rows(j, tile), R = tile_height(j, tile);
+                /* A last, lower tile may have no wide kernel. */
+                panel_kernel *kernel = wide ? j->isa->kernel(&j->wide, R) : NULL;
+                t.format = kernel ? &j->wide : f;
+                t.panel = kernel ? unpacked : packed;
+                t.ahead = !kernel && tile == begin && (!lines || panel == first);
+                if (lines) fetch_part(f, panel + 1 < last ? packed + f->panel_bytes : NULL, tile - begin, end - begin, &t);
+                if (lines) fetch_y(&j->finish, tile * j->isa->max_rows, rows, panel * PANEL_COLUMNS);
                 tile_point(j, tile, &t);
-                j->isa->kernel(t.format, full ? rows : height_of(j->isa, f, rows))(&t);
+                if (!kernel) kernel = j->isa->kernel(f, R);
+                kernel(&t);
                 for (int32_t r = 0; r < rows; r++) {
                     int64_t token = (int64_t)tile * j->isa->max_rows + r, column = panel * PANEL_COLUMNS;
                     if (t.sums) finish_int8(&j->finish, token, column, sums + r * PANEL_COLUMNS);
@@ -215,6 +265,7 @@ static void run_task(void *arg, int32_t index, int32_t count) {
             }
         }
     }
+    if (lines && j->isa->leave) j->isa->leave();
 }
 
 static bool panel_row_supports(const qk_device *device, const qk_gemm *g, qk_why *why) {

@@ -7,8 +7,11 @@
 #include "decoded_body.h"
 #include "bits_body.h"
 
-const panel_isa panel_isa_avx2 = {"avx2", V_BIAS8, V_MAX_ROWS, kernel_find, WIDEN, prepare_row, rope_head,
-                                    attend, ATTEND_QUERIES};
+const panel_isa panel_isa_avx2 = {
+    .name = "avx2", .bias8 = V_BIAS8, .max_rows = V_MAX_ROWS, .kernel = kernel_find,
+    .wide = panel_format_wide, .widen = widen, .wide_tiles = 3, .sweep_bytes = PANEL_SWEEP,
+    .prepare_row = prepare_row, .rope_head = rope_head, .attend = attend, .attend_queries = ATTEND_QUERIES,
+};
 const decoded_isa decoded_isa_avx2 = DECODED_ISA;
 void bits_differ_avx2(const uint8_t *lines, const uint32_t *x, int64_t words, int32_t rows, int32_t differ[][PANEL_COLUMNS]) {
     differ_rows(lines, x, words, rows, differ);

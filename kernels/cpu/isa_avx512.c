@@ -1,13 +1,22 @@
-/* The panel kernels and row operations for avx512. */
+/* The panel kernels and row operations for avx512, without and with AMX. */
 #if defined(__x86_64__)
 #define V_AVX512
 #include "gemm_body.h"
+#include "amx_body.h"
 #include "ops_body.h"
 #include "attention_body.h"
 #include "decoded_body.h"
 
-const panel_isa panel_isa_avx512 = {"avx512", V_BIAS8, V_MAX_ROWS, kernel_find, WIDEN, prepare_row, rope_head,
-                                    attend, ATTEND_QUERIES};
+const panel_isa panel_isa_avx512 = {
+    .name = "avx512", .bias8 = V_BIAS8, .max_rows = V_MAX_ROWS, .kernel = kernel_find, .sweep_bytes = PANEL_SWEEP,
+    .prepare_row = prepare_row, .rope_head = rope_head, .attend = attend, .attend_queries = ATTEND_QUERIES,
+};
+const panel_isa panel_isa_amx = {
+    .name = "amx", .bias8 = V_BIAS8, .max_rows = AMX_ROWS, .kernel = amx_find,
+    .wide = amx_wide, .widen = amx_widen, .wide_tiles = 1, .line_rows = AMX_TILE, .sweep_bytes = AMX_SWEEP,
+    .enter = amx_enter, .leave = amx_leave,
+    .prepare_row = prepare_row, .rope_head = rope_head, .attend = attend, .attend_queries = ATTEND_QUERIES,
+};
 const decoded_isa decoded_isa_avx512 = DECODED_ISA;
 #else
 typedef int not_built_here;

@@ -40,10 +40,12 @@ static void format_sizes(panel_format *f, int64_t k) {
     f->panel_bytes = ceil_div((int64_t)head + (int64_t)f->blocks * f->block_bytes, 256) * 256;
 }
 
-void panel_format_wide(const panel_format *f, panel_format *out) {
+bool panel_format_wide(const panel_format *f, panel_format *out) {
     *out = *f;
+    if (f->bits == 8) return false;
     out->wide = 1;
     format_sizes(out, (int64_t)f->blocks * f->block);
+    return true;
 }
 
 static int32_t stored_bits(int32_t bits) { return bits <= 4 ? 4 : bits == 5 ? 5 : bits == 6 ? 6 : 8; }

@@ -11,7 +11,8 @@
 #include <qk.h>
 #include "attention.h"
 
-enum { PANEL_COLUMNS = 32, PANEL_MAX_ROWS = 12, PANEL_HEAD = 128, PANEL_HEAD_DIM = 1024 };
+enum { PANEL_COLUMNS = 32, PANEL_MAX_ROWS = 32, PANEL_HEAD = 128, PANEL_HEAD_DIM = 1024,
+       PANEL_SWEEP = 256 * 1024 /* half the L2 of small cores */ };
 
 typedef enum panel_scale {
     PANEL_CHANNEL,   /* one fp32 scale a row in the panel head; int32 sums over all of k */
@@ -35,7 +36,8 @@ typedef struct panel_format {
     int32_t scale_bytes, unit_bytes, block_bytes, panel_bytes, blocks;
 } panel_format;
 
-/* R rows of activations in the order [k/4][R][4], and what goes with them, for one panel. */
+/* R rows of activations in the order [k/4][R][4], or where the ISA wants lines [k/64][R][64], and what goes with them, for
+ * one panel. */
 typedef struct panel_tile {
     const panel_format *format;
     const uint8_t *panel;
@@ -45,6 +47,8 @@ typedef struct panel_tile {
     const float   *scale;     /* [spans][R] */
     int32_t span, chunk;      /* groups under one activation scale, groups in one chunk */
     int32_t ahead;            /* 1: the panel comes from memory, prefetch it */
+    const uint8_t *next;      /* lines to fetch meanwhile, a part of the next panel; kernels of tall tiles alone do */
+    int32_t next_lines;
     float  *y;                /* [R][PANEL_COLUMNS] */
     int32_t *sums;            /* [R][PANEL_COLUMNS] or NULL: the int32 sums in place of y; PANEL_CHANNEL and PANEL_INT */
 } panel_tile;
@@ -58,9 +62,16 @@ typedef struct panel_isa {
     int32_t max_rows;
     /* Kernel of a stored width, scale kind and tile height; NULL where the height is not built. */
     panel_kernel *(*kernel)(const panel_format *format, int32_t rows);
-    /* A panel unpacked to the wide form. */
-    /* NULL: kernels read narrow codes however many the tokens */
+    /* The form in which kernels of many tokens read panels of this format, false: as they are stored; and a panel unpacked
+     * to it. Both NULL: all kernels read stored panels. */
+    bool (*wide)(const panel_format *format, panel_format *out);
     void (*widen)(const panel_format *format, const uint8_t *panel, const panel_format *wide, uint8_t *out);
+    int32_t wide_tiles;       /* it pays from this many tiles on */
+    int32_t line_rows;        /* from this height on, activations lie in lines; 0: never */
+    int32_t sweep_bytes;      /* of activations held against one panel */
+    /* Around the kernels of a task that has tiles of `line_rows`, with the format these read; or NULL. */
+    void (*enter)(const panel_format *format);
+    void (*leave)(void);
     /* One token of prepare(); `scratch` holds 2 k floats. */
     void (*prepare_row)(const qk_prepare *a, int64_t token, float *scratch);
     /* One head of rope_append(): norm and rotation where given, into `out` or else as halves. */
@@ -72,7 +83,7 @@ typedef struct panel_isa {
 
 extern const panel_isa panel_isa_portable;
 #if defined(__x86_64__)
-extern const panel_isa panel_isa_avx2, panel_isa_avx512;
+extern const panel_isa panel_isa_avx2, panel_isa_avx512, panel_isa_amx;
 #endif
 uint32_t cpu_isa(void);                              /* QK_ISA_* of this machine */
 void cpu_name(char *out, size_t bytes);              /* as its maker calls it */
@@ -88,5 +99,5 @@ qe_status cpu_rope_append(const qk_rope *r, const qk_attention *a, const qk_queu
 size_t cpu_attention_bytes(const qk_device *device, const qk_attention *a);
 qe_status cpu_attention(const qk_attention *a, const qk_queue *q, qe_error *err);
 bool panel_format_of(const qk_shape *shape, panel_format *out, qk_why *why);
-void panel_format_wide(const panel_format *format, panel_format *out);
+bool panel_format_wide(const panel_format *format, panel_format *out);   /* codes in bytes, nothing else changed */
 #endif
