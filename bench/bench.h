@@ -64,7 +64,7 @@ void              bench_roof_measure(bench_roof_meter *meter, bench_roofs *out);
 /* Loops for one instruction set: `count` rounds; they return the operations done. */
 typedef double bench_loop(int64_t count);
 double bench_int8_avx2(int64_t count), bench_fp32_avx2(int64_t count);
-double bench_int8_avx512(int64_t count), bench_fp32_avx512(int64_t count);
+double bench_int8_avx512(int64_t count), bench_fp32_avx512(int64_t count), bench_int8_amx(int64_t count);
 
 /* Schemes by name, and random weights of one. */
 typedef struct bench_scheme {

@@ -9,6 +9,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include <qk.h>
+
 #include "bench.h"
 #include "run/device.h"
 
@@ -49,6 +51,10 @@ bench_roof_meter *bench_roof_create(const qe_device *device) {
         meter->int8 = bench_int8_avx2, meter->fp32 = bench_fp32_avx2, meter->isa = "avx2";
     if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl"))
         meter->int8 = bench_int8_avx512, meter->fp32 = bench_fp32_avx512, meter->isa = "avx512vnni";
+    qk_device facts;
+    qe_error  err;
+    if (!qk_backend_of(QK_CPU)->describe(0, &facts, &err) && facts.isa & QK_ISA_AMX)
+        meter->int8 = bench_int8_amx, meter->isa = "amx+avx512";
 #endif
     return meter;
 }
