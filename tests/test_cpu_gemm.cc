@@ -187,7 +187,10 @@ TEST(CpuGemmHeights, AreThoseTheTestsCount) {
             std::vector<int> built;
             for (int rows = 1; rows <= PANEL_MAX_ROWS; rows++)
                 if (p->kernel(&f, rows) || (unpacks && p->kernel(&wide, rows))) built.push_back(rows);
-            EXPECT_EQ(built, expected) << p->name << " " << format.name;
+            std::vector<int> here = expected;
+            bool sums = f.scale != PANEL_CHANNEL && f.scale != PANEL_INT;
+            if (p->lines && sums) here.insert(here.end() - 1, 24); // of float sums: the dot products of AVX-512
+            EXPECT_EQ(built, here) << p->name << " " << format.name;
             formats++;
         }
         printf("%s: heights up to %d, %d formats\n", p->name, expected.back(), formats);

@@ -1,4 +1,4 @@
-/* The panel kernels of AMX: 16 or 32 tokens times 32 columns. Read after gemm_body.h, with its vectors of AVX-512.
+/* The panel kernels of AMX: 32 tokens, or where sums are int32 16, times 32 columns. Read after gemm_body.h, with its vectors of AVX-512.
  *
  * Activations lie in lines, [k/64][R][64]: 16 lines are one tile. Weights of 8 bits with one scale a row are read from the
  * panel as it is, unsigned. All others are first unpacked, once for all tokens of a sweep, to signed codes c - zero; with
@@ -297,20 +297,20 @@ INLINE void amx_close(const int R, const int mins, const panel_tile *t, const am
     }
 }
 
-INLINE void amx_floats(const int T, const int step, const int paired, const int points, const int mins, const panel_tile *t) {
-    const int R = AMX_TILE * T, used = R * PANEL_COLUMNS;
+INLINE void amx_floats(const int step, const int paired, const int points, const int mins, const panel_tile *t) {
+    const int R = AMX_ROWS;
     const amx_parts parts = amx_parts_of(t->format);
     const uint8_t *codes = t->panel + parts.codes;
     int32_t sums[AMX_SEGMENT][AMX_QUARTER] __attribute__((aligned(64)));
     /* The open sums of a quarter between segments (y where paired, else f), and y beside f. */
     float f[AMX_SUMS] __attribute__((aligned(64))), y[AMX_SUMS] __attribute__((aligned(64)));
-    memset(f, 0, sizeof *f * (size_t)used);
-    memset(y, 0, sizeof *y * (size_t)used);
-    memset(t->y, 0, sizeof *y * (size_t)used);
+    memset(f, 0, sizeof f);
+    memset(y, 0, sizeof y);
+    memset(t->y, 0, sizeof y);
     amx_walk walk = {.all = parts.groups};
-    amx_fetch fetch = amx_fetch_begin(t, parts.groups / AMX_SEGMENT * 2 * T + 1);
+    amx_fetch fetch = amx_fetch_begin(t, parts.groups / AMX_SEGMENT * 4 + 1);
     for (amx_segment s = amx_next(paired, mins, t, &walk); s.count; s = amx_next(paired, mins, t, &walk))
-        for (int quarter = 0; quarter < 2 * T; quarter++) {
+        for (int quarter = 0; quarter < 4; quarter++) {
             const int row = quarter / 2 * AMX_TILE, h = quarter % 2;
             const int32_t size = t->format->group, k = s.group * size;
             const size_t scale = (size_t)s.group * 128 + 64 * (size_t)h;
@@ -330,31 +330,47 @@ INLINE void amx_floats(const int T, const int step, const int paired, const int 
 AMX_INTEGER(1, 0) AMX_INTEGER(2, 0) AMX_INTEGER(1, 1) AMX_INTEGER(2, 1)
 
 /* Step, zero points, mins; each for activation scales of a span and of a group. */
-#define AMX_FLOAT_LIST(X, T) X(T, 64, 0, 0) X(T, 64, 1, 0) X(T, 32, 0, 0) X(T, 32, 1, 0) X(T, 32, 0, 1) X(T, 16, 0, 0)
-#define AMX_FLOATS(T, step, points, mins)                                                                    \
-    static __attribute__((noinline)) void amx_floats_##T##_##step##_##points##_##mins(const panel_tile *t) { \
-        if (!mins && t->span == 1) amx_floats(T, step, 1, points, mins, t);                                  \
-        else amx_floats(T, step, 0, points, mins, t);                                                        \
+#define AMX_FLOAT_LIST(X) X(64, 0, 0) X(64, 1, 0) X(32, 0, 0) X(32, 1, 0) X(32, 0, 1) X(16, 0, 0)
+#define AMX_FLOATS(step, points, mins)                                                               \
+    static __attribute__((noinline)) void amx_floats_##step##_##points##_##mins(const panel_tile *t) { \
+        if (!mins && t->span == 1) amx_floats(step, 1, points, mins, t);                               \
+        else amx_floats(step, 0, points, mins, t);                                                     \
     }
-AMX_FLOAT_LIST(AMX_FLOATS, 1) AMX_FLOAT_LIST(AMX_FLOATS, 2)
+AMX_FLOAT_LIST(AMX_FLOATS)
+
+/* With float scales the dot products of AVX-512 win up to 24 tokens. */
+#define AMX_LOW_LIST(X, R)                                                                                           \
+    X(R, 4, PANEL_F16, 0) X(R, 5, PANEL_F16, 0) X(R, 8, PANEL_F16, 0) X(R, 4, PANEL_F32, 0) X(R, 8, PANEL_F32, 0)    \
+    X(R, 4, PANEL_Q4K, 0) X(R, 6, PANEL_Q6K, 0)
+AMX_LOW_LIST(KERNEL, 16) AMX_LOW_LIST(KERNEL, 24)
 
 static const struct {
-    int32_t tiles, step, points, mins;
+    int32_t step, points, mins;
     panel_kernel *run;
 } amx_kernels[] = {
-#define AMX_ENTRY(T, step, points, mins) {T, step, points, mins, amx_floats_##T##_##step##_##points##_##mins},
-    AMX_FLOAT_LIST(AMX_ENTRY, 1) AMX_FLOAT_LIST(AMX_ENTRY, 2)
+#define AMX_ENTRY(step, points, mins) {step, points, mins, amx_floats_##step##_##points##_##mins},
+    AMX_FLOAT_LIST(AMX_ENTRY)
 };
+static const struct {
+    int32_t rows, bits, wide;
+    panel_scale scale;
+    panel_kernel *run;
+} amx_low_kernels[] = {AMX_LOW_LIST(ENTRY, 16) AMX_LOW_LIST(ENTRY, 24)};
+
+static bool amx_lines(const panel_format *f, int32_t rows) { return rows == AMX_ROWS || (rows == AMX_TILE && amx_whole(f)); }
 
 static panel_kernel *amx_find(const panel_format *f, int32_t rows) {
     const bool tall = rows == AMX_ROWS;
-    if (!tall && rows != AMX_TILE) return kernel_find(f, rows);
+    if (!amx_lines(f, rows)) {
+        for (size_t i = 0; i < sizeof amx_low_kernels / sizeof *amx_low_kernels; i++)
+            if (amx_low_kernels[i].rows == rows && amx_low_kernels[i].bits == f->bits && amx_low_kernels[i].scale == f->scale && !f->wide)
+                return amx_low_kernels[i].run;
+        return kernel_find(f, rows);
+    }
     if (f->scale == PANEL_CHANNEL && f->wide) return tall ? amx_integer_2_1 : amx_integer_1_1;
     if (f->scale == PANEL_CHANNEL && f->bits == 8) return tall ? amx_integer_2_0 : amx_integer_1_0;
-    if (!f->wide) return NULL;
-    for (size_t i = 0; i < sizeof amx_kernels / sizeof *amx_kernels; i++)
-        if (amx_kernels[i].tiles == 1 + tall && amx_kernels[i].step == amx_step(f) && amx_kernels[i].points == f->points &&
-            amx_kernels[i].mins == (f->scale == PANEL_Q4K))
+    for (size_t i = 0; i < sizeof amx_kernels / sizeof *amx_kernels && f->wide; i++)
+        if (amx_kernels[i].step == amx_step(f) && amx_kernels[i].points == f->points && amx_kernels[i].mins == (f->scale == PANEL_Q4K))
             return amx_kernels[i].run;
     return NULL;
 }

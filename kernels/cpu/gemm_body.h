@@ -239,7 +239,7 @@ INLINE void tile_integer(const int R, const int P, const int bits, const int wid
 
 INLINE void tile_run(const int R, const int bits, const int wide, const panel_scale scale, const panel_tile *t) {
     const int P = R <= 2 ? HALF : 1, floats = scale != PANEL_CHANNEL && scale != PANEL_INT;
-    const int rows = floats && R > V_FLOAT_ROWS ? R / 2 : R;
+    const int rows = !floats || R <= V_FLOAT_ROWS ? R : R % V_FLOAT_ROWS ? R / 2 : V_FLOAT_ROWS;
     for (int first = 0; first < HALF; first += P) {
         if (!floats) tile_integer(R, P, bits, wide, scale, t, first);
         for (int from = 0; floats && from < R; from += rows) {

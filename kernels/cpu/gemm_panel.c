@@ -55,7 +55,7 @@ static int32_t tile_height(const panel_job *j, int32_t tile) {
     return R;
 }
 
-static bool in_lines(const panel_job *j, int32_t R) { return j->isa->line_rows && R >= j->isa->line_rows; }
+static bool in_lines(const panel_job *j, int32_t R) { return j->isa->lines && j->isa->lines(&j->format, R); }
 
 /* Whether panels are unpacked for the tiles [begin, end); the first is the highest. */
 static bool widened(const panel_job *j, int32_t begin, int32_t end) {

@@ -13,7 +13,7 @@ const panel_isa panel_isa_avx512 = {
 };
 const panel_isa panel_isa_amx = {
     .name = "amx", .bias8 = V_BIAS8, .max_rows = AMX_ROWS, .kernel = amx_find,
-    .wide = amx_wide, .widen = amx_widen, .wide_tiles = 1, .line_rows = AMX_TILE, .sweep_bytes = AMX_SWEEP,
+    .wide = amx_wide, .widen = amx_widen, .wide_tiles = 1, .lines = amx_lines, .sweep_bytes = AMX_SWEEP,
     .enter = amx_enter, .leave = amx_leave,
     .prepare_row = prepare_row, .rope_head = rope_head, .attend = attend, .attend_queries = ATTEND_QUERIES,
 };

@@ -47,7 +47,7 @@ typedef struct panel_tile {
     const float   *scale;     /* [spans][R] */
     int32_t span, chunk;      /* groups under one activation scale, groups in one chunk */
     int32_t ahead;            /* 1: the panel comes from memory, prefetch it */
-    const uint8_t *next;      /* lines to fetch meanwhile, a part of the next panel; kernels of tall tiles alone do */
+    const uint8_t *next;      /* lines to fetch meanwhile, a part of the next panel; kernels of tiles in lines alone do */
     int32_t next_lines;
     float  *y;                /* [R][PANEL_COLUMNS] */
     int32_t *sums;            /* [R][PANEL_COLUMNS] or NULL: the int32 sums in place of y; PANEL_CHANNEL and PANEL_INT */
@@ -67,9 +67,9 @@ typedef struct panel_isa {
     bool (*wide)(const panel_format *format, panel_format *out);
     void (*widen)(const panel_format *format, const uint8_t *panel, const panel_format *wide, uint8_t *out);
     int32_t wide_tiles;       /* it pays from this many tiles on */
-    int32_t line_rows;        /* from this height on, activations lie in lines; 0: never */
+    bool (*lines)(const panel_format *format, int32_t rows);   /* whether a tile's activations lie in lines; NULL: never */
     int32_t sweep_bytes;      /* of activations held against one panel */
-    /* Around the kernels of a task that has tiles of `line_rows`, with the format these read; or NULL. */
+    /* Around the kernels of a task that has tiles in lines, with the format these read; or NULL. */
     void (*enter)(const panel_format *format);
     void (*leave)(void);
     /* One token of prepare(); `scratch` holds 2 k floats. */
