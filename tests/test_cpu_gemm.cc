@@ -23,6 +23,8 @@ const std::vector<Format> &Formats() {
         {"w8 channel, grouped input", Quant(8, QE_NUM_F32, 0, 128), {128}, false},
         {"w4 channel", Quant(4, QE_NUM_BF16, 0, 8), {0}, true},
         {"w8 g128", Quant(8, QE_NUM_F32, 128, 128), {0, 128, 256}, true},
+        {"w8 g64, zero 100", Quant(8, QE_NUM_F32, 64, 100), {0, 64}, true},
+        {"w6 g32", Quant(6, QE_NUM_F16, 32, 32), {0, 32}, true},
         {"w8 g64 points", Points(Quant(8, QE_NUM_F32, 64, 0)), {0, 64}, true},
         {"w4 two-level", Super(Quant(4, QE_NUM_U8, 128, 8), QE_NUM_F16, 0), {0}, true},
         {"w4 two-level points", Super(Points(Quant(4, QE_NUM_U8, 64, 0)), QE_NUM_F32, 0), {0}, true},

@@ -1,8 +1,9 @@
-/* The panel kernels of AMX: 32 tokens, or where sums are int32 16, times 32 columns. Read after gemm_body.h, with its vectors of AVX-512.
+/* The panel kernels of AMX: 32 tokens, with int32 sums over all of k also 16, times 32 columns. Read after gemm_body.h, with its
+ * vectors of AVX-512.
  *
  * Activations lie in lines, [k/64][R][64]: 16 lines are one tile. Weights of 8 bits with one scale a row are read from the
- * panel as it is, unsigned. All others are first unpacked, once for all tokens of a sweep, to signed codes c - zero; with
- * integer scales to their products, which are int8 as well (QE_FACT_INT8_PRODUCT). What is unpacked lies in this order,
+ * panel as it is, unsigned. All others are first unpacked, once for all tokens of a sweep, to signed codes c - zero, of 8 bits
+ * c - 128 with points that make up for it; with integer scales to their products, which are int8 as well (QE_FACT_INT8_PRODUCT). What is unpacked lies in this order,
  * every part for all of k: the head, or 32 float scales a group; 32 int32 zero points a group, if there are; for PANEL_Q4K
  * 32 floats -dmin and 4 x 32 pairs of int16 mins a block; codes, 32 bytes a k in the order of 8-bit panels. */
 #include "amx.h"
@@ -37,8 +38,9 @@ static bool amx_wide(const panel_format *f, panel_format *out) {
     *out = *f;
     if (f->scale == PANEL_CHANNEL && f->bits == 8) return false;
     out->wide = 1;
-    if (f->scale == PANEL_INT) out->scale = PANEL_CHANNEL;
-    out->panel_bytes = amx_parts_of(f).bytes;
+    if (amx_whole(f)) out->scale = PANEL_CHANNEL;
+    else if (f->bits == 8 && f->zero != 128) out->points = 1;
+    out->panel_bytes = amx_parts_of(out).bytes;
     return true;
 }
 
@@ -69,15 +71,16 @@ INLINE void amx_unpack_codes(const int bits, const int levels, const panel_forma
 }
 
 /* The scales, points and mins of block b. */
-INLINE void amx_unpack_scales(const panel_scale scale, const panel_format *f, const uint8_t *block, int b, uint8_t *out) {
+INLINE void amx_unpack_scales(const panel_scale scale, const panel_format *f, const panel_format *wide, const uint8_t *block,
+                              int b, uint8_t *out) {
     const int groups = scale == PANEL_Q4K ? 8 : scale == PANEL_Q6K ? 16 : 1;
-    const amx_parts parts = amx_parts_of(f);
+    const amx_parts parts = amx_parts_of(wide);
     for (int h = 0; h < 2; h++) {
         const int column = 16 * h, at = 64 * h;
         for (int g = 0; g < groups; g++)
             vf_store((float *)(void *)(out + (b * groups + g) * 128 + at), group_scale(scale, block, g, column));
-        if (f->points) {
-            vi z = vi_u8(block + (scale == PANEL_F16 ? 64 : 128) + column);
+        if (wide->points) {
+            vi z = f->points ? vi_u8(block + (scale == PANEL_F16 ? 64 : 128) + column) : vi_set1(f->zero);
             vi_store(out + parts.points + b * 128 + at, f->bits == 8 ? vi_sub(z, vi_set1(128)) : z);
         }
         if (scale != PANEL_Q4K) continue;
@@ -89,8 +92,8 @@ INLINE void amx_unpack_scales(const panel_scale scale, const panel_format *f, co
 }
 
 static void amx_widen(const panel_format *f, const uint8_t *panel, const panel_format *wide, uint8_t *out) {
-    const int zero = !f->points ? f->zero : f->bits == 8 ? 128 : 0;
-    const amx_parts parts = amx_parts_of(f);
+    const int zero = f->bits == 8 ? 128 : f->points ? 0 : f->zero;
+    const amx_parts parts = amx_parts_of(wide);
     vi level[2] = {vi_set1(0), vi_set1(0)}, zeros[2] = {_mm512_set1_epi8((char)zero), _mm512_set1_epi8((char)zero)};
     uint8_t *codes = out + parts.codes;
     if (amx_whole(f)) {
@@ -104,10 +107,10 @@ static void amx_widen(const panel_format *f, const uint8_t *panel, const panel_f
             vi z = f->points ? vi_mul(vi_u8(panel + 32 + 16 * h), vi_set1(0x10001)) : vi_set1(f->zero * 0x10001);
             zeros[h] = _mm512_mullo_epi16(z, level[h]);
         }
-        if (f->scale == PANEL_F16) amx_unpack_scales(PANEL_F16, f, panel, b, out);
-        if (f->scale == PANEL_F32) amx_unpack_scales(PANEL_F32, f, panel, b, out);
-        if (f->scale == PANEL_Q4K) amx_unpack_scales(PANEL_Q4K, f, panel, b, out);
-        if (f->scale == PANEL_Q6K) amx_unpack_scales(PANEL_Q6K, f, panel, b, out);
+        if (f->scale == PANEL_F16) amx_unpack_scales(PANEL_F16, f, wide, panel, b, out);
+        if (f->scale == PANEL_F32) amx_unpack_scales(PANEL_F32, f, wide, panel, b, out);
+        if (f->scale == PANEL_Q4K) amx_unpack_scales(PANEL_Q4K, f, wide, panel, b, out);
+        if (f->scale == PANEL_Q6K) amx_unpack_scales(PANEL_Q6K, f, wide, panel, b, out);
         if (f->scale == PANEL_INT && f->bits == 4) amx_unpack_codes(4, 1, f, from, codes, level, zeros);
         else if (f->scale == PANEL_INT) amx_unpack_codes(8, 1, f, from, codes, level, zeros);
         else if (f->bits == 4) amx_unpack_codes(4, 0, f, from, codes, level, zeros);
@@ -173,13 +176,13 @@ INLINE void amx_fetch_step(amx_fetch *f) {
 INLINE void amx_integer(const int T, const int is_signed, const panel_tile *t) {
     const panel_format *f = t->format;
     /* What is unpacked has whole lines. */
-    const int R = AMX_TILE * T, all = is_signed ? (f->blocks * f->block + AMX_LINE - 1) / AMX_LINE * AMX_LINE : f->blocks * f->block;
+    const int R = AMX_TILE * T, k = f->blocks * f->block, all = is_signed ? (k + AMX_LINE - 1) / AMX_LINE * AMX_LINE : k;
     const uint8_t *codes = t->panel + PANEL_HEAD;
     const int8_t *q = t->q;
     int32_t own[AMX_SUMS] __attribute__((aligned(64))), *sums = t->sums ? t->sums : own;
     amx_fetch fetch = amx_fetch_begin(t, all / AMX_LINE + 1);
     amx_clear(T);
-    for (int k = 0; k + AMX_LINE <= all; k += AMX_LINE, q += R * AMX_LINE, codes += AMX_LINE * PANEL_COLUMNS) {
+    for (int at = AMX_LINE; at <= all; at += AMX_LINE, q += R * AMX_LINE, codes += AMX_LINE * PANEL_COLUMNS) {
         prefetch_bytes(t, codes, AMX_LINE * PANEL_COLUMNS);
         amx_fetch_step(&fetch);
         amx_multiply(T, is_signed, q, codes);
@@ -193,10 +196,10 @@ INLINE void amx_integer(const int T, const int is_signed, const panel_tile *t) {
     vf w[2] = {vf_load(t->panel), vf_load(t->panel + 64)};
     for (int r = 0; r < R; r++)
         for (int h = 0; h < 2; h++) {
-            int32_t *at = sums + r * PANEL_COLUMNS + 16 * h;
-            vi sum = vi_load(at);
+            int32_t *here = sums + r * PANEL_COLUMNS + 16 * h;
+            vi sum = vi_load(here);
             if (!is_signed) sum = vi_add(sum, vi_set1(t->init[r]));
-            if (t->sums) vi_store(at, sum);
+            if (t->sums) vi_store(here, sum);
             else vf_store(t->y + r * PANEL_COLUMNS + 16 * h, vf_mul(vf_mul(vf_from(sum), vf_set1(t->scale[r])), w[h]));
         }
 }
@@ -312,12 +315,13 @@ INLINE void amx_floats(const int step, const int paired, const int points, const
     for (amx_segment s = amx_next(paired, mins, t, &walk); s.count; s = amx_next(paired, mins, t, &walk))
         for (int quarter = 0; quarter < 4; quarter++) {
             const int row = quarter / 2 * AMX_TILE, h = quarter % 2;
-            const int32_t size = t->format->group, k = s.group * size;
+            const int32_t size = t->format->group, k = s.group * size, at = row * PANEL_COLUMNS + 16 * h;
+            const uint8_t *from = codes + (size_t)k * PANEL_COLUMNS + 64 * h;
             const size_t scale = (size_t)s.group * 128 + 64 * (size_t)h;
             amx_fetch_step(&fetch);
-            amx_make(step, t->q + row * AMX_LINE, R * AMX_LINE, k, size, codes + (size_t)k * PANEL_COLUMNS + 64 * h, s.count, sums[0]);
+            amx_make(step, t->q + row * AMX_LINE, R * AMX_LINE, k, size, from, s.count, sums[0]);
             amx_scale(paired, points, sums[0], s.count, t->panel + scale, t->panel + (size_t)parts.points + scale,
-                      t->init + (size_t)s.group * R + row, t->scale + (size_t)s.span * R + row, R, f + row * PANEL_COLUMNS + 16 * h);
+                      t->init + (size_t)s.group * R + row, t->scale + (size_t)s.span * R + row, R, f + at);
             if ((mins && s.mins) || s.spans || s.chunks) amx_close(R, mins, t, &parts, &s, row, h, f, y);
         }
 }
@@ -363,14 +367,16 @@ static panel_kernel *amx_find(const panel_format *f, int32_t rows) {
     const bool tall = rows == AMX_ROWS;
     if (!amx_lines(f, rows)) {
         for (size_t i = 0; i < sizeof amx_low_kernels / sizeof *amx_low_kernels; i++)
-            if (amx_low_kernels[i].rows == rows && amx_low_kernels[i].bits == f->bits && amx_low_kernels[i].scale == f->scale && !f->wide)
+            if (amx_low_kernels[i].rows == rows && amx_low_kernels[i].bits == f->bits &&
+                amx_low_kernels[i].scale == f->scale && !f->wide)
                 return amx_low_kernels[i].run;
         return kernel_find(f, rows);
     }
     if (f->scale == PANEL_CHANNEL && f->wide) return tall ? amx_integer_2_1 : amx_integer_1_1;
     if (f->scale == PANEL_CHANNEL && f->bits == 8) return tall ? amx_integer_2_0 : amx_integer_1_0;
     for (size_t i = 0; i < sizeof amx_kernels / sizeof *amx_kernels && f->wide; i++)
-        if (amx_kernels[i].step == amx_step(f) && amx_kernels[i].points == f->points && amx_kernels[i].mins == (f->scale == PANEL_Q4K))
+        if (amx_kernels[i].step == amx_step(f) && amx_kernels[i].points == f->points &&
+            amx_kernels[i].mins == (f->scale == PANEL_Q4K))
             return amx_kernels[i].run;
     return NULL;
 }

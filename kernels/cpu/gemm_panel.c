@@ -171,7 +171,8 @@ static void fill_beside(const panel_job *j, const int8_t *x, int64_t row, int32_
     int16_t *pairs = (int16_t *)(void *)(at + j->q_bytes + j->init_bytes);
     float *scale = (float *)(void *)(at + j->q_bytes + j->init_bytes + j->pair_bytes);
     int64_t group = f->scale == PANEL_CHANNEL ? (int64_t)f->blocks * f->block : f->group;
-    int32_t zero = f->points ? -1 : f->zero - (f->bits == 8 ? j->isa->bias8 : 0);
+    bool points = in_lines(j, R) && j->has_wide ? j->wide.points : f->points;
+    int32_t zero = points ? -1 : f->zero - (f->bits == 8 ? j->isa->bias8 : 0);
     const int32_t *sums = x && from->sums ? from->sums + row * ((from->k + from->sum_k - 1) / from->sum_k) : NULL;
     for (int32_t g = 0; g < j->groups; g++) {
         int32_t sum = x ? group_sum(j, x, sums, g, group) : 0;
