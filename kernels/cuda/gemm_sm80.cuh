@@ -160,6 +160,12 @@ PTX_FN void multiply(F (&w)[Config<F, kTok>::kRowTiles], int half, uint32_t x, T
     }
 }
 
+template <class F> PTX_FN typename F::State state_of(const typename F::Context &context, const unsigned char *band, int row) {
+    if constexpr (kPowers<F>)
+        return F::begin(context, band, row);
+    else
+        return F::begin(context);
+}
 template <class C> PTX_FN uint32_t next_stage(uint32_t stage, uint32_t base) {
     const uint32_t next = stage + uint32_t(C::kStage);
     return next == base + uint32_t(C::kStages * C::kStage) ? base : next;
@@ -181,7 +187,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int begin = int(blockIdx.z) * a.split_blocks,
               end = begin + a.split_blocks < a.blocks ? begin + a.split_blocks : a.blocks;
 
-    const typename F::State state = F::begin(a.context);
+    const typename F::State state = state_of<F>(a.context, band, warp * 16 + lane / 4);
     Acc acc[kTok / 8][4] = {}, total[F::kTotals ? kTok / 8 : 1][4] = {}, part[F::kPromotes ? kTok / 8 : 1][4] = {};
     Loader<F, kTok> loader(a, band, m0, begin);
 #pragma unroll
@@ -230,6 +236,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
                 for (int e = 0; e < 4; e++) acc[j][e] = plus(total[j][e], acc[j][e]);
         }
+    if constexpr (kPowers<F>) {
+        static_assert(C::kRowTiles == 1, "two rows a thread");
+#pragma unroll
+        for (int j = 0; j < kTok / 8; j++) leave_powers(state, acc[j], 4);
+    }
 
     ptx::cp_async_wait<0>();
     __syncthreads(); // the ring is idle: it becomes the tile of sums
@@ -250,7 +261,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <class F>
 void plan_of(const qk_device *device, const qk_gemm *g, int largest, int chunk_blocks, qk_plan *out) {
     const int64_t most = qk_tile_m(g);
-    const int instance = most <= 16 ? 0 : most <= 32 ? 1 : most <= 64 || largest == 2 ? 2 : 3, tokens = 16 << instance;
+    const int fits = most <= 16 ? 0 : most <= 32 ? 1 : most <= 64 ? 2 : 3;
+    const int instance = fits < largest ? fits : largest, tokens = 16 << instance;
     constexpr int kColumns = Block<F>::kColumns;
     const int blocks = int((g->w.k + kColumns - 1) / kColumns), bands = int((g->w.n + kRows - 1) / kRows);
     const int64_t tiles = bands * ((g->m + tokens - 1) / tokens);
@@ -272,33 +284,43 @@ void plan_of(const qk_device *device, const qk_gemm *g, int largest, int chunk_b
     if (out->splits > 1) out->workspace_bytes = uint64_t(out->splits) * uint64_t(g->m) * uint64_t(partial_ld(g->w.n)) * 4;
 }
 template <class F, int kTok>
-qe_status launch_tile(const qk_plan *plan, const qk_gemm_args *args, const Args<F> &a, const qk_queue *queue,
-                      const char *name, qe_error *err) {
+qe_status launch_kernel(void (*kernel)(Args<F>, Partial<typename F::Acc>), const qk_plan *plan, const qk_gemm_args *args,
+                        const Args<F> &a, const qk_queue *queue, const char *name, qe_error *err) {
     using Acc = typename F::Acc;
     const Partial<Acc> partial{plan->splits > 1 ? static_cast<Acc *>(args->workspace) : nullptr,
                                partial_ld(args->w->shape.n)};
     const dim3 grid(tiles_of(args, kTok), plan->grid[1], plan->grid[2]);
-    const qe_status status =
-        launch(gemm<F, kTok>, grid, kThreads, Config<F, kTok>::kSharedBytes, queue, name, err, a, partial);
+    const qe_status status = launch(kernel, grid, kThreads, plan->shared_bytes, queue, name, err, a, partial);
     if (status != QE_OK || !partial.sums) return status;
     return launch_reduce<Acc>(plan, args, a.output, queue, name, err);
 }
-// `a` holds what the family knows of its layout (band_bytes, block_bytes, chunk_blocks, context, output).
+template <class F, int kTok>
+qe_status launch_tile(const qk_plan *plan, const qk_gemm_args *args, const Args<F> &a, const qk_queue *queue,
+                      const char *name, qe_error *err) {
+    return launch_kernel<F, kTok>(gemm<F, kTok>, plan, args, a, queue, name, err);
+}
+// `a` holds what the family knows of its layout (band_bytes, block_bytes, chunk_blocks, context, output); this adds what a
+// call brings.
+template <class F>
+qe_status begin_call(const qk_plan *plan, const qk_gemm_args *args, Args<F> *a, const char *name, qe_error *err) {
+    const qk_x &x = args->x;
+    a->x = static_cast<const unsigned char *>(x.data);
+    a->x_pitch = x.ld * F::kXBytes, a->x_bytes = x.k * F::kXBytes, a->m = x.m;
+    a->groups = groups_of(args);
+    a->w = static_cast<const unsigned char *>(args->w->blob) + a->head_bytes;
+    if (a->groups.experts && plan->splits > 1) // partial sums know of one weight
+        return qe_error_set(err, QE_E_ARGUMENT, "%s: experts with k in %d splits", name, plan->splits);
+    a->blocks = int((args->w->shape.k + Block<F>::kColumns - 1) / Block<F>::kColumns);
+    a->split_blocks = (a->blocks + plan->splits - 1) / plan->splits;
+    if (a->chunk_blocks && plan->splits > 1) a->split_blocks = a->chunk_blocks;
+    if (!a->chunk_blocks) a->chunk_blocks = a->blocks;
+    return QE_OK;
+}
 template <class F, int kLargest>
 qe_status run_family(const qk_plan *plan, const qk_gemm_args *args, Args<F> a, const qk_queue *queue, const char *name,
                      qe_error *err) {
-    const qk_x &x = args->x;
-    a.x = static_cast<const unsigned char *>(x.data);
-    a.x_pitch = x.ld * F::kXBytes, a.x_bytes = x.k * F::kXBytes, a.m = x.m;
-    a.groups = groups_of(args);
-    a.w = static_cast<const unsigned char *>(args->w->blob) + a.head_bytes;
-    if (a.groups.experts && plan->splits > 1) // partial sums know of one weight
-        return qe_error_set(err, QE_E_ARGUMENT, "%s: experts with k in %d splits", name, plan->splits);
-    a.blocks = int((args->w->shape.k + Block<F>::kColumns - 1) / Block<F>::kColumns);
-    a.split_blocks = (a.blocks + plan->splits - 1) / plan->splits;
-    if (a.chunk_blocks && plan->splits > 1) a.split_blocks = a.chunk_blocks;
-    if (!a.chunk_blocks) a.chunk_blocks = a.blocks;
-    if (a.m == 0) return QE_OK;
+    const qe_status status = begin_call(plan, args, &a, name, err);
+    if (status != QE_OK || a.m == 0) return status;
     switch (plan->variant) {
     case 0:
         return launch_tile<F, 16>(plan, args, a, queue, name, err);

@@ -119,9 +119,16 @@ template <int kCluster> PTX_FN void release(uint32_t empty, int lane) {
         ptx::mbar_arrive(empty);
 }
 
+// What load() wants to know: of the layout, and with kPowers of the thread's rows.
+template <class F> PTX_FN auto state_of(const Args<F> &a) {
+    if constexpr (kPowers<F>)
+        return F::begin(a.context, a.w + int64_t(blockIdx.y) * a.band_bytes, int(threadIdx.x) / 32 * 16 + int(threadIdx.x) % 32 / 4);
+    else
+        return a.context;
+}
 // Blocks [begin, end) into acc, which starts at zero.
-template <class F, int kTok, int kCluster>
-PTX_FN void consume(const Args<F> &a, uint32_t base, int begin, int end, bool first, Cursor &at,
+template <class F, int kTok, int kCluster, class State>
+PTX_FN void consume(const Args<F> &a, const State &state, uint32_t base, int begin, int end, bool first, Cursor &at,
                     typename F::Acc (&acc)[kTok / 2]) {
     using C = Config<F, kTok>;
     const int tid = int(threadIdx.x), group = tid / 128, lane = tid % 32;
@@ -149,7 +156,7 @@ PTX_FN void consume(const Args<F> &a, uint32_t base, int begin, int end, bool fi
         for (int kb = begin; kb < end; kb++) {
             ptx::mbar_wait(full + uint32_t(at.s * 8), at.parity);
             F w;
-            w.load(w_base + uint32_t(at.s * C::kWStage), tid % 128, a.context);
+            w.load(w_base + uint32_t(at.s * C::kWStage), tid % 128, state);
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 w.unpack(frag[half], half);
@@ -212,18 +219,20 @@ __global__ void __launch_bounds__(Config<F, kTok>::kBound, Config<F, kTok>::kBlo
     if constexpr (C::kHandover) ptx::setmaxnreg_inc<232>();
     Acc acc[kTok / 2];
     Cursor at{0, 0, 0};
+    const auto state = state_of(a);
     if constexpr (F::kTotals) {
         Acc total[kTok / 2] = {};
         for (int chunk = begin; chunk < end; chunk += a.chunk_blocks) {
             const int stop = chunk + a.chunk_blocks < end ? chunk + a.chunk_blocks : end;
-            consume<F, kTok, kCluster>(a, base, chunk, stop, chunk == begin, at, acc);
+            consume<F, kTok, kCluster>(a, state, base, chunk, stop, chunk == begin, at, acc);
 #pragma unroll
             for (int i = 0; i < kTok / 2; i++) total[i] = chunk == begin ? acc[i] : plus(total[i], acc[i]);
         }
 #pragma unroll
         for (int i = 0; i < kTok / 2; i++) acc[i] = total[i];
     } else
-        consume<F, kTok, kCluster>(a, base, begin, end, true, at, acc);
+        consume<F, kTok, kCluster>(a, state, base, begin, end, true, at, acc);
+    if constexpr (kPowers<F>) leave_powers(state, acc, kTok / 2);
 
     if constexpr (kCluster > 1) ptx::cluster_arrive();
     ptx::named_bar_sync(1, kConsumers); // the ring is idle: it becomes the tile of sums

@@ -2,6 +2,8 @@
 // sums of few columns of y and many tokens: a tile is turned around in shared memory and leaves in whole rows, either as
 // raw sums of one split of k (workspace, added in order by `reduce`) or finished by quantization.md 7.3 or 7.6.
 #pragma once
+#include <type_traits>
+
 #include "epilogue.cuh"
 #include "launch.cuh"
 
@@ -92,6 +94,15 @@ inline Output output_of(const qk_plan *plan, const qk_gemm_args *args, int64_t b
 // Blocks of 128 columns after which float sums restart.
 inline int chunk_blocks(const qk_shape &w) {
     return int(((w.chunk_k > 0 && w.chunk_k < w.k ? w.chunk_k : w.k) + 127) / 128);
+}
+// Formats that say kPowers multiply rows by powers of two: their State comes from begin(context, band, row) and knows
+// inverse(r) of the thread's rows r = 0 and 1, which leaves the sums: an exact product.
+template <class F, class = void> constexpr bool kPowers = false;
+template <class F> constexpr bool kPowers<F, std::void_t<decltype(F::kPowers)>> = F::kPowers;
+template <class State> PTX_FN void leave_powers(const State &state, float *sums, int count) {
+    const float inverse[2] = {state.inverse(0), state.inverse(1)};
+#pragma unroll
+    for (int i = 0; i < count; i++) sums[i] = qe_mul(sums[i], inverse[i >> 1 & 1]);
 }
 // What a format's Context holds of the weight itself, moved to an expert's: formats that keep a pointer overload this.
 template <class C> PTX_FN void move_context(C &, int64_t) {}
