@@ -74,9 +74,9 @@ inline const std::vector<Scheme> &schemes() {
         {"w4a8_two_level", two_level(integer(4, QE_NUM_U4, 64, QE_ZERO_CONST, 0, 8), QE_NUM_F16, 0),
          QE_FACT_INT8_PRODUCT, 0, false, "cuda/w4a8"},
         {"q4_k", two_level(integer(4, QE_NUM_U6, 32, QE_ZERO_REAL, QE_NUM_U6, 0), QE_NUM_F16, 256), 0, 256, false,
-         "cuda/any"},
+         "cuda/k", false, true},
         {"q6_k", two_level(integer(6, QE_NUM_S8, 16, QE_ZERO_CONST, 0, 32), QE_NUM_F16, 256), 0, 256, false,
-         "cuda/any"},
+         "cuda/k", false, true},
         {"w4a8_fp16_groups", integer(4, QE_NUM_F16, 64, QE_ZERO_POINT, QE_NUM_U8, 0), 0, 0, true, "cuda/any"},
         {"w3a8_biases", integer(3, QE_NUM_F16, 64, QE_ZERO_REAL, QE_NUM_F16, 0), 0, 0, false, "cuda/any"},
         {"iq4nl_a8", table(QE_CODE_IQ4NL, 4, QE_NUM_F16, 32), 0, 32, false, "cuda/any"},
@@ -112,9 +112,10 @@ inline const std::vector<Scheme> &schemes() {
         {"w2a8_points", integer(2, QE_NUM_F32, 0, QE_ZERO_POINT, QE_NUM_U8, 0), 0, 0, false, "cuda/w4a8"},
         {"lut", table(QE_CODE_LUT, 4, QE_NUM_F16, 64), 0, -1, false, "cuda/wxa16"},
         {"q4_k_a16", two_level(integer(4, QE_NUM_U6, 32, QE_ZERO_REAL, QE_NUM_U6, 0), QE_NUM_F16, 256), 0, -1, false,
-         "cuda/any", false, true},
-        {"q6_k_a16", two_level(integer(6, QE_NUM_S8, 16, QE_ZERO_CONST, 0, 32), QE_NUM_F16, 256), 0, -1, false, "cuda/any"},
-        {"w3a16_biases", integer(3, QE_NUM_F16, 64, QE_ZERO_REAL, QE_NUM_F16, 0), 0, -1, false, "cuda/any"},
+         "cuda/k", false, true},
+        {"q6_k_a16", two_level(integer(6, QE_NUM_S8, 16, QE_ZERO_CONST, 0, 32), QE_NUM_F16, 256), 0, -1, false, "cuda/k", false,
+         true},
+        {"w3a16_biases", integer(3, QE_NUM_F16, 64, QE_ZERO_REAL, QE_NUM_F16, 0), 0, -1, false, "cuda/any", false, true},
         {"w2a16_g20", integer(2, QE_NUM_F16, 20, QE_ZERO_POINT, QE_NUM_F16, 0), 0, -1, false, "cuda/any"},
         {"fp8_e5m2", table(QE_CODE_E5M2, 8, QE_NUM_E8M0, 32), 0, -1, false, "cuda/any"},
         {"lut_rows", table_of_rows(3), 0, -1, false, "cuda/any"},
@@ -172,6 +173,8 @@ inline void fill_numbers(std::mt19937 &g, int num, void *p, int64_t count) {
             static_cast<uint8_t *>(p)[i] = uint8_t(g() % 120);
         else if (num == QE_NUM_S8)
             static_cast<int8_t *>(p)[i] = int8_t(int(g() % 255) - 127);
+        else if (num == QE_NUM_U6)
+            static_cast<uint8_t *>(p)[i] = uint8_t(g() % 64);
         else if (num == QE_NUM_U4)
             static_cast<uint8_t *>(p)[i] = uint8_t(1 + g() % 15);
         else if (num != QE_NUM_ONE)
@@ -268,12 +271,7 @@ inline qe_qtensor band_of(const qe_qtensor &t, int64_t row, int64_t rows) {
     b.zero_super = at(t.zero_super, parts(t.k, q.super_k) * num(q.super));
     return b;
 }
-inline qk_weight pack(Pool &pool, qk_shape shape, const qe_qtensor &t, std::vector<char> *packed = nullptr) {
-    shape.layout = nullptr;
-    qk_why why{};
-    for (auto l = pool.backend->layouts; *l && !shape.layout; l++)
-        if ((*l)->supports(&pool.device, &shape, &why)) shape.layout = *l;
-    EXPECT_NE(shape.layout, nullptr) << why.text;
+inline qk_weight pack_as(Pool &pool, const qk_shape &shape, const qe_qtensor &t, std::vector<char> *packed = nullptr) {
     const qk_layout *l = shape.layout;
     const size_t head = l->head_bytes(&shape), band = l->band_bytes(&shape);
     const int64_t bands = (t.n + l->band_rows - 1) / l->band_rows;
@@ -291,6 +289,15 @@ inline qk_weight pack(Pool &pool, qk_shape shape, const qe_qtensor &t, std::vect
     w.blob = pool.put(aligned, w.blob_bytes);
     if (packed) packed->assign(aligned, aligned + w.blob_bytes);
     return w;
+}
+// In the layout that the backend chooses.
+inline qk_weight pack(Pool &pool, qk_shape shape, const qe_qtensor &t, std::vector<char> *packed = nullptr) {
+    shape.layout = nullptr;
+    qk_why why{};
+    for (auto l = pool.backend->layouts; *l && !shape.layout; l++)
+        if ((*l)->supports(&pool.device, &shape, &why)) shape.layout = *l;
+    EXPECT_NE(shape.layout, nullptr) << why.text;
+    return pack_as(pool, shape, t, packed);
 }
 
 struct Problem {
@@ -320,6 +327,10 @@ inline std::vector<char> as_type(const std::vector<float> &v, int type) {
 inline bool ends_with(const char *text, const char *end) {
     const size_t a = std::strlen(text), b = std::strlen(end);
     return a >= b && !std::strcmp(text + a - b, end);
+}
+// Whether a plan writes 16-bit weights into its workspace: dense rows, and what is handed over to their kernels.
+inline bool dense_plan(const qk_plan &plan) {
+    return !std::strncmp(plan.row->name, "cuda/dense", 10) || (!std::strcmp(plan.row->name, "cuda/ka16_sm80") && plan.variant >= 8);
 }
 inline size_t type_bytes(int type) {
     return type == QE_CODE_F32 ? 4 : 2;

@@ -41,9 +41,14 @@ const Case cases[] = {
     {"codebook_a16", "lut4:g64:f32", -1, QE_CODE_F16, QE_CODE_F32, 0, "cuda/wxa16"}, // a table an expert
     {"w8a16", "int8:g128:f16", -1, QE_CODE_BF16, QE_CODE_BF16, 0, "cuda/wxa16"},
     {"w8a16_f32", "int8:g128:f16", -1, QE_CODE_F32, QE_CODE_F32, 0, "cuda/wxa16"},
-    {"q4_k", "int4:g32:u6:s=f16/g256:b=u6", 256, QE_CODE_F16, QE_CODE_F32, 0, "cuda/any"},
-    {"q4_k_a16", "int4:g32:u6:s=f16/g256:b=u6", -1, QE_CODE_F16, QE_CODE_F32, 0, "cuda/any"},
-    {"q4_k_bf16", "int4:g32:u6:s=f16/g256:b=u6", -1, QE_CODE_BF16, QE_CODE_BF16, QE_LINEAR_RESIDUAL, "cuda/any"},
+    {"q4_k", "int4:g32:u6:s=f16/g256:b=u6", 256, QE_CODE_F16, QE_CODE_F32, 0, "cuda/k"},
+    {"q4_k_a16", "int4:g32:u6:s=f16/g256:b=u6", -1, QE_CODE_F16, QE_CODE_F32, 0, "cuda/k"},
+    {"q4_k_f32", "int4:g32:u6:s=f16/g256:b=u6", -1, QE_CODE_F32, QE_CODE_F32, 0, "cuda/k"},
+    {"q6_k", "int6:g16:s8:s=f16/g256:z=32", 256, QE_CODE_BF16, QE_CODE_F16, 0, "cuda/k"},
+    {"q6_k_bf16", "int6:g16:s8:s=f16/g256:z=32", -1, QE_CODE_BF16, QE_CODE_BF16, QE_LINEAR_RESIDUAL, "cuda/k"},
+    {"w3a8_biases", "int3:g64:f16:b=f16", 0, QE_CODE_F16, QE_CODE_F32, 0, "cuda/any"},
+    {"w3a16_biases", "int3:g64:f16:b=f16", -1, QE_CODE_F16, QE_CODE_F32, 0, "cuda/any"},
+    {"w3a16_biases_bf16", "int3:g64:f16:b=f16", -1, QE_CODE_BF16, QE_CODE_BF16, QE_LINEAR_RESIDUAL, "cuda/any"},
 };
 
 struct Tensor : qe_qtensor {

@@ -33,7 +33,7 @@ const Range kRanges[] = {
     {"bf16_biases", integer(3, QE_NUM_BF16, 64, QE_ZERO_REAL, QE_NUM_BF16, 0), 1e5f, 1e9f},
     {"mx_large", table(QE_CODE_E4M3, 8, QE_NUM_E8M0, 32), 200, 210},
     {"mx_small", table(QE_CODE_E4M3, 8, QE_NUM_E8M0, 32), 30, 40},
-    {"two_level", two_level(integer(6, QE_NUM_S8, 16, QE_ZERO_CONST, 0, 32), QE_NUM_F16, 256), 1e3f, 6e4f},
+    {"two_level", two_level(integer(6, QE_NUM_S8, 32, QE_ZERO_CONST, 0, 32), QE_NUM_F16, 256), 1e3f, 6e4f},
     {"bf16", plain(QE_CODE_BF16, 16), 1e5f, 1e20f},
     {"sign", table(QE_CODE_SIGN, 1, QE_NUM_F32, 0), 1e-20f, 1e20f},
 };
@@ -104,7 +104,7 @@ TEST_F(CudaDense, EveryWeightIsRoundedOnce) {
 TEST_F(CudaDense, PassesTilesAndSplitsGiveTheSameBits) {
     int plans = 0;
     for (const Scheme &s : schemes()) {
-        if (s.name != std::string("q4_k_a16") && s.name != std::string("f16")) continue;
+        if (s.name != std::string("w3a16_biases") && s.name != std::string("f16")) continue;
         const bool direct = s.quant.code == QE_CODE_F16;
         for (const qk_row *row : kRows) {
             const Problem p{17, 300, 2304, QE_CODE_F16, QE_CODE_F16, QK_ACT_SILU, QK_GEMM_BIAS | QK_GEMM_RESIDUAL};
@@ -140,7 +140,7 @@ TEST_F(CudaDense, PassesTilesAndSplitsGiveTheSameBits) {
 // A token alone, among few and among many: every instance, the same bits.
 TEST_F(CudaDense, ATokenHasTheSameBitsInAnyBatch) {
     for (const Scheme &s : schemes()) {
-        if (s.name != std::string("q4_k_a16")) continue;
+        if (s.name != std::string("w3a16_biases")) continue;
         for (const qk_row *row : kRows) {
             simt::device().sm = sm_of(row);
             std::set<int> instances;
@@ -165,6 +165,40 @@ TEST_F(CudaDense, ATokenHasTheSameBitsInAnyBatch) {
         }
     }
 }
+// Rows of layout cuda/k unpack in registers what a dense row reads from the workspace: the same bits, also where second levels lie
+// at the ends of fp16 and mins cancel codes.
+TEST_F(CudaDense, SuperBlocksInRegistersHaveItsBits) {
+    int compared = 0;
+    for (const Scheme &s : schemes()) {
+        if (s.layout != std::string("cuda/k") || s.act_group >= 0) continue;
+        for (const float low : {1e-4f, 6e-8f})
+            for (const qk_row *row : {&qk_cuda_ka16_sm80_row, &qk_cuda_ka16_sm90_row})
+                for (const int64_t m : {1, 40, 130})
+                    for (const int type : {QE_CODE_F16, QE_CODE_BF16}) {
+                        const Problem p{m, 200, 2400, type, QE_CODE_F32, 0, 0};
+                        simt::device().sm = sm_of(row);
+                        Tensor t;
+                        make_tensor(&t, s, p.n, p.k, 3);
+                        const Range r{s.name, s.quant, low, 6e4f}; // w = S (L c - m): often 0
+                        std::mt19937 g(9);
+                        stretch(g, QE_NUM_F16, t.t.super, p.n * parts(p.k, 256), r);
+                        for (int64_t i = 0; t.t.zero_super && i < p.n * parts(p.k, 256); i++)
+                            static_cast<uint16_t *>(t.t.zero_super)[i] = static_cast<uint16_t *>(t.t.super)[i] ^ 0x8000;
+                        std::vector<char> y[2];
+                        for (const bool dense : {false, true}) {
+                            Pool cuda(&qk_cuda_backend);
+                            qk_shape shape = shape_of(s, p.n, p.k);
+                            shape.layout = dense ? &qk_cuda_any : &qk_cuda_k;
+                            const qk_weight w = pack_as(cuda, shape, t.t);
+                            const qk_row *of = !dense ? row : sm_of(row) == 90 ? &qk_cuda_dense_sm90_row : &qk_cuda_dense_sm80_row;
+                            y[dense] = run(cuda, w, of, p, input(cuda, w, p, 7), 7);
+                        }
+                        ASSERT_TRUE(y[0] == y[1]) << s.name << " " << row->name << " m " << m;
+                        compared++;
+                    }
+    }
+    EXPECT_EQ(compared, 2 * 2 * 2 * 3 * 2);
+}
 TEST_F(CudaDense, RefusesWhatWouldLoseBits) {
     qk_device d{};
     d.backend = QK_CUDA, d.sm = 90, d.units = 132, d.unit_bytes = 232448, d.clusters = QK_CLUSTERS_ALL, d.memory_bytes = uint64_t(80) << 30;
@@ -175,7 +209,7 @@ TEST_F(CudaDense, RefusesWhatWouldLoseBits) {
     } refused[] = {{"f32", QE_CODE_F16, "fp32 weights would be rounded to 16 bits"},
                    {"f16", QE_CODE_BF16, "fp16 weights would be rounded to bf16"},
                    {"fp8", QE_CODE_F32, "input is not of 16 bits"},
-                   {"q4_k", QE_CODE_INT, "the input is quantized: its sums are exact"}};
+                   {"w3a8_biases", QE_CODE_INT, "the input is quantized: its sums are exact"}};
     for (const auto &c : refused)
         for (const Scheme &s : schemes()) {
             if (s.name != std::string(c.scheme)) continue;

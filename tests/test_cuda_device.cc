@@ -139,8 +139,9 @@ struct Problem {
 const Problem problems[] = {
     {"int8:channel:f32", true, 40, 64, {3, 33}},            // cuda/w8a8: mma.sync for m 3, wgmma for m 33
     {"int4:g32:f16", false, 40, 64, {2, 3}},                // cuda/w4a16
-    {"int4:g32:u6:s=f16/g256:b=u6", true, 10, 256, {2, 3}}, // cuda/any
-    {"int4:g32:u6:s=f16/g256:b=u6", false, 10, 256, {2, 3}}, // the same, dequantized first
+    {"int4:g32:u6:s=f16/g256:b=u6", true, 10, 256, {2, 3}}, // cuda/k
+    {"int3:g64:f16:b=f16", true, 10, 256, {2, 3}},          // cuda/any
+    {"int3:g64:f16:b=f16", false, 10, 256, {2, 3}},         // the same, dequantized first
 };
 
 struct Weight : qe_qtensor {
@@ -331,9 +332,9 @@ TEST_P(CudaDevice, EveryCallMayFail) {
     printf("%s: %lld failures injected\n", p.scheme, (long long)cases);
     EXPECT_GT(cases, 100);
 }
-INSTANTIATE_TEST_SUITE_P(Layouts, CudaDevice, testing::ValuesIn(problems), [](const testing::TestParamInfo<Problem> &info) {
-    return std::string(info.index == 0 ? "W8A8" : info.index == 1 ? "W4A16" : info.index == 2 ? "Any" : "Dense");
-});
+const char *const names[] = {"W8A8", "W4A16", "K", "Any", "Dense"};
+INSTANTIATE_TEST_SUITE_P(Layouts, CudaDevice, testing::ValuesIn(problems),
+                         [](const testing::TestParamInfo<Problem> &info) { return std::string(names[info.index]); });
 
 // A lost device stays lost for everything that uses it, whatever the table answers later, and others are not concerned.
 TEST(CudaDeviceLost, IsSticky) {

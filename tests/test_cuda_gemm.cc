@@ -137,6 +137,7 @@ const Schedule kSchedules[] = {{simt::Order::RoundRobin, simt::Async::Eager},
 // 16-bit type holds them. Dense ones round every weight once.
 double weight_rounding(const qk_row *row, int x_type, const qe_quant &q) {
     if (!std::strncmp(row->name, "cuda/w4a16", 10)) return x_type == QE_CODE_F16 ? std::ldexp(1, -11) : 0;
+    if (!std::strncmp(row->name, "cuda/ka16", 9)) return std::ldexp(1, x_type == QE_CODE_F16 ? -11 : -8);
     if (!std::strncmp(row->name, "cuda/dense", 10)) {
         const bool held = q.code == QE_CODE_F16 || q.code == QE_CODE_BF16; // as they are
         return held ? 0 : std::ldexp(1, x_type == QE_CODE_F16 ? -11 : -8);

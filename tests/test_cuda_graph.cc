@@ -82,8 +82,10 @@ const Problem problems[] = {
     {"int4:channel:f32", true, 40, 2100, 3, 2},             // w4a8
     {"int4:g128:f16", false, 136, 2304, 5, 2},              // w4a16
     {"nf4:g64:f32", false, 40, 2304, 5, 2},                 // wxa16
-    {"int4:g32:u6:s=f16/g256:b=u6", true, 10, 256, 3, 2},   // any
-    {"int4:g32:u6:s=f16/g256:b=u6", false, 136, 2304, 5, 4}, // any: weights dequantized, k split
+    {"int4:g32:u6:s=f16/g256:b=u6", true, 10, 256, 3, 2},   // k
+    {"int4:g32:u6:s=f16/g256:b=u6", false, 136, 2304, 5, 2}, // k: k split, summed in a cluster
+    {"int3:g64:f16:b=f16", true, 10, 256, 3, 2},            // any
+    {"int3:g64:f16:b=f16", false, 136, 2304, 5, 4},         // any: weights dequantized, k split
 };
 
 class Captured : public testing::Test {

@@ -72,7 +72,7 @@ TEST(CudaPlan, EveryShapeHasOne) {
                 EXPECT_EQ(plan.block % 32, 0u) << plan.row->name;
                 EXPECT_GT(plan.block, 0u) << plan.row->name;
                 EXPECT_GE(plan.splits, 1);
-                const bool dense = !std::strncmp(plan.row->name, "cuda/dense", 10);
+                const bool dense = dense_plan(plan);
                 if (plan.splits == 1 && !dense) { EXPECT_EQ(plan.workspace_bytes, 0u) << plan.row->name; }
                 if (machine.sm / 10 != 9 && !dense) { EXPECT_EQ(plan.workspace_bytes != 0, plan.splits > 1) << plan.row->name; }
                 // Sums of every split, and a pass of dequantized weights: 1/256 of the memory, or one band.
@@ -194,7 +194,8 @@ TEST(CudaPlan, CoverRealShapes) {
     ASSERT_EQ(path != nullptr, out != nullptr) << path;
     const char *forms[] = {"w8a8",        "w4a8_channel",  "w4a8_g128", "w4a8_g32_asym_x", "w4a16_sym",
                            "w4a16_points", "w4a16_channel", "w8a16",     "w8a16_points",    "w8a16_g16_points",
-                            "nf4_g128",     "nf4",           "mxfp4",     "nvfp4",            "q4_k_a16",      "q6_k_a16",  "fp8", "bf16",
+                            "nf4_g128",     "nf4",           "mxfp4",     "nvfp4",            "q4_k_a16",      "q6_k_a16",
+                            "q4_k",         "q6_k",          "fp8",       "bf16",
                             "w1a8",         "w2a8"};
     const int64_t tokens[] = {1,   2,   4,   8,   15,  16,  17,  24,  31,  32,  33,   48,   63,   64,   65,   96,
                               127, 128, 129, 192, 255, 256, 257, 384, 512, 513, 768, 1024, 1536, 2048, 4096, 8192};
@@ -224,6 +225,7 @@ TEST(CudaPlan, CoverRealShapes) {
                             ASSERT_GE(int64_t(plan.grid[0]) * 256, m) << plan.row->name; // at the largest tile
                             plans++;
                             if (!out) continue;
+                            const bool handed = dense_plan(plan) && plan.variant >= 8;
                             std::fprintf(out,
                                          "{\"gpu\": \"%s\", \"scheme\": \"%s\", \"bf16\": %s, \"shape\": \"%s\", \"m\": %lld, "
                                          "\"n\": %lld, \"k\": %lld, \"group\": %d, \"bits\": %d, \"row\": \"%s\", "
@@ -231,7 +233,8 @@ TEST(CudaPlan, CoverRealShapes) {
                                          "\"packed\": %lld, \"written\": %s, \"passes\": %lld}\n",
                                          machine.name, s.name, type == QE_CODE_BF16 ? "true" : "false", at.name,
                                          (long long)m, (long long)at.n, (long long)at.k, int(s.quant.group_k),
-                                         int(s.quant.bits), plan.row->name, plan.variant, plan.splits,
+                                         int(s.quant.bits), handed ? "cuda/dense_sm80" : plan.row->name,
+                                         plan.variant - (handed ? 8 : 0), plan.splits,
                                          (unsigned long long)plan.workspace_bytes, plan.block, plan.shared_bytes,
                                          (long long)packed, s.quant.code == problem.x.code ? "false" : "true", (long long)passes);
                         }

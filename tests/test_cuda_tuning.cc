@@ -60,7 +60,7 @@ TEST_F(CudaTuning, NoPlanChangesBits) {
     for (auto row = qk_cuda_backend.rows; *row; row++)
         if (!std::strstr((*row)->name, "_simt")) { EXPECT_GT(plans[(*row)->name], 0) << (*row)->name; }
     EXPECT_EQ(rows_mixed, (std::set<std::string>{"cuda/w1a1", "cuda/w2a8", "cuda/w4a8", "cuda/w8a8"}));
-    EXPECT_EQ(split, (std::set<std::string>{"cuda/any", "cuda/w1a1", "cuda/w2a8", "cuda/w4a16", "cuda/w4a8",
+    EXPECT_EQ(split, (std::set<std::string>{"cuda/any", "cuda/k", "cuda/w1a1", "cuda/w2a8", "cuda/w4a16", "cuda/w4a8",
                                             "cuda/w8a8", "cuda/wxa16"}));
     std::printf("%d plans compared:", compared);
     for (const auto &c : plans) std::printf(" %s %d", c.first.c_str(), c.second);
@@ -88,7 +88,7 @@ TEST_F(CudaTuning, EveryRowIsAChoiceOrHasAReasonNotToBe) {
                     qk_plan plan;
                     ASSERT_EQ(qk_gemm_plan_tuned(&d, &g, &tunings[i], &plan, nullptr), QE_OK);
                     EXPECT_LE(plan.shared_bytes, d.unit_bytes) << plan.row->name;
-                    const bool dense = !std::strncmp(plan.row->name, "cuda/dense", 10); // dequantized weights lie there too
+                    const bool dense = dense_plan(plan); // dequantized weights lie there too
                     if (plan.splits == 1 && !dense) { EXPECT_EQ(plan.workspace_bytes, 0u) << plan.row->name; }
                 }
                 qk_plan first;

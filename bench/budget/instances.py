@@ -18,6 +18,9 @@ def block_bytes(family, units, detail=""):
         return CODES + units * 128, CODES + units * 128
     if family == "w4a16":
         return CODES + units * 128, CODES + units * 192
+    if family.startswith("ka"):  # units: 4 or 6, the bits of a code
+        used = CODES + (640 if units == 4 else 2048 + 640)
+        return used, used
     if detail == "WxCodes8":
         return 2 * CODES + units * 256, 2 * CODES + units * 320
     return CODES + units * 256, CODES + units * 256
@@ -69,6 +72,14 @@ def tile_of(name):
         return tile90("wxa16", int(m[2]), int(m[3]), 1, m[1])
     if m := re.search(r"sm80::gemm<(w2a8|w4a8|w4a16|wxa16)(?:_sm80)?::(\w+)<(?:(\w+), )?(?:\w+, )?(\d)>, (\d+)>", name):
         return tile80(m[1], int(m[4]), int(m[5]), m[3] if m[2] == "Format" and m[1] == "wxa16" else m[2])
+    if m := re.search(r"sm90::gemm<ka16_sm90::Format<(?:\w+::)?K(\d), \w+>, (\d+), 1>", name):
+        return tile90("ka16", int(m[1]), int(m[2]), 1)
+    if m := re.search(r"sm80::gemm<ka16::Format<(?:\w+::)?K(\d), \w+>, (\d+)>", name):
+        return tile80("ka16", int(m[1]), int(m[2]), "")
+    if m := re.search(r"ka8::gemm<ka8::Format<(?:\w+::)?K(\d)Codes>, (\d+)>", name):
+        tile = tile80("ka8", int(m[1]), int(m[2]), "")
+        # Products for 32 columns: the codes' and the mins', or two of 16 columns.
+        return dict(tile, products=2, shared=tile["shared"] + (32 * 1024 if m[2] == "64" else 0))
     if m := re.search(r"dense_sm90::gemm<\w+, (\d+), (\d)>", name):
         return dense(int(m[1]), int(m[2]), True)
     if m := re.search(r"dense_sm80::gemm<\w+, (\d+)>", name):
@@ -92,6 +103,11 @@ def of_plan(plan):
             tok, cluster = ((16, 1), (64, 1), (128, 2), (256, 2), (128, 1))[plan["variant"]]
             return f"gemm_dense_sm90: dense_sm90::gemm<{bf16}, {tok}, {cluster}>"
         return f"gemm_dense_sm80: dense_sm80::gemm<{bf16}, {TOKENS[sm][plan['variant']]}>"
+    if family == "ka16":
+        form = f"Format<K{plan['bits']}, {'true' if plan['bf16'] else 'false'}>, {TOKENS[sm][plan['variant']]}"
+        return f"gemm_ka16_sm90: sm90::gemm<ka16_sm90::{form}, 1>" if sm == "sm90" else f"gemm_ka16_sm80: sm80::gemm<ka16::{form}>"
+    if family == "ka8":
+        return f"gemm_ka8_sm80: ka8::gemm<ka8::Format<K{plan['bits']}Codes>, {TOKENS[sm][plan['variant']]}>"
     group, k = plan["group"], plan["k"]
     units = 1 if group == 0 or group >= k or group % 128 == 0 else 4
     tok = TOKENS[sm][plan["variant"]]

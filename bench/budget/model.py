@@ -85,7 +85,7 @@ def static_row(name, arch, code, regs, tile):
     body = [i for i in between(code, main) if i.pred != "@!PT"] if main else []  # @!PT: ptxas padding
     producer = between(code, prod) if prod else []
     gmma = any("GMMA" in i.op for i in body)
-    kpi = macs(body) * tile["mma_warps"] / (tile["rows"] * tile["tok"] * tile["bk"]) or 1
+    kpi = macs(body) * tile["mma_warps"] / (tile["rows"] * tile["tok"] * tile["bk"] * tile.get("products", 1)) or 1
     loads = tile.get("loads") or 1 + tile["xbits"] // 8  # one bulk copy of W, a TMA load per 128 bytes of x
     per_load = max(1, sum(i.op.startswith(BULK) for i in producer) // loads)
     found, wait0 = hazards(code, body, producer, gmma, tile, kpi)

@@ -13,10 +13,12 @@ void qk_cuda_release(const qk_device *device, void *block);
 qe_status qk_cuda_copy(const qk_queue *queue, void *dst, const void *src, size_t bytes, qe_error *err);
 qe_status qk_cuda_wait(const qk_queue *queue, qe_error *err);
 
-extern const qk_layout qk_cuda_w1a1, qk_cuda_w2a8, qk_cuda_w8a8, qk_cuda_w4a8, qk_cuda_w4a16, qk_cuda_wxa16, qk_cuda_any;
+extern const qk_layout qk_cuda_w1a1, qk_cuda_w2a8, qk_cuda_w8a8, qk_cuda_w4a8, qk_cuda_w4a16, qk_cuda_wxa16, qk_cuda_k,
+    qk_cuda_any;
 extern const qk_row qk_cuda_w8a8_sm90_row, qk_cuda_w8a8_sm80_row, qk_cuda_w4a8_sm90_row, qk_cuda_w4a8_sm80_row,
     qk_cuda_w4a16_sm90_row, qk_cuda_w4a16_sm80_row, qk_cuda_w4a16_simt_row, qk_cuda_wxa16_sm90_row,
-    qk_cuda_wxa16_sm80_row, qk_cuda_wxa16_simt_row, qk_cuda_w2a8_sm90_row, qk_cuda_w2a8_sm80_row,
+    qk_cuda_wxa16_sm80_row, qk_cuda_wxa16_simt_row, qk_cuda_ka16_sm90_row, qk_cuda_ka16_sm80_row,
+    qk_cuda_ka16_simt_row, qk_cuda_ka8_sm80_row, qk_cuda_w2a8_sm90_row, qk_cuda_w2a8_sm80_row,
     qk_cuda_w1a1_sm80_row, qk_cuda_w1a1_popc_row, qk_cuda_dense_sm90_row, qk_cuda_dense_sm80_row, qk_cuda_any_row;
 size_t qk_cuda_fake_quant_bytes(const qk_fake_quant *f);
 qe_status qk_cuda_fake_quant(const qk_fake_quant *f, const qk_queue *queue, qe_error *err);
@@ -105,6 +107,25 @@ static inline int64_t qk_wx_block_bytes(const qe_quant *q, int64_t k) {
 }
 static inline int64_t qk_wx_band_bytes(const qe_quant *q, int64_t k) {
     return qk_w4_blocks(k) * 2 * qk_wx_block_bytes(q, k) + (q->super == QE_NUM_ONE ? 0 : QK_W4_ROWS * 4);
+}
+
+/* ---- layout cuda/k: GGUF's super-blocks of 256 columns; bands of 128 rows, k padded to blocks of 128 columns.
+ * band: [blocks][2 halves of 64 rows][block], float power[128]: a power of two that brings the row's weights to at most 2^15,
+ * as in cuda/any.
+ * block: low 4 bits of the codes, words as in cuda/w4a8 for int8 input, else as in cuda/wxa16. Then, row r of 64 first at
+ * f(r) = 2 * (8 * (r / 16) + r % 8) + r % 16 / 8:
+ *   Q4_K [64] words at 4 f: byte u the scale of columns 32u .., above it the lower 2 bits of their min; [64] halfwords at 2 f,
+ *        nibble u its upper 4 bits; [64] words at 4 f: both second levels in fp16, the min's above. 4.625 bits a weight
+ *   Q6_K [128 threads][4] words: word p the upper 2 bits of the codes of columns 32p .., nibble i of the row's word of low
+ *        bits at 8 * (i / 2) + 2 * (i % 2) + 4 * (r % 16 / 8); [64][8] bytes at 8 f: a scale for 16 columns; [64] halfwords
+ *        at 2 f: the second level in fp16. 6.625 bits a weight
+ * Second levels are stored twice, for either half of a super-block: a block is whole in itself. */
+enum { QK_K4_BLOCK_BYTES = QK_W4_CODE_BYTES + 64 * (4 + 2 + 4), QK_K6_BLOCK_BYTES = QK_W4_CODE_BYTES + 2048 + 64 * (8 + 2) };
+static inline int64_t qk_k_block_bytes(const qe_quant *q) {
+    return q->bits == 4 ? QK_K4_BLOCK_BYTES : QK_K6_BLOCK_BYTES;
+}
+static inline int64_t qk_k_band_bytes(const qe_quant *q, int64_t k) {
+    return qk_w4_blocks(k) * 2 * qk_k_block_bytes(q) + QK_W4_ROWS * 4;
 }
 
 /* ---- layout cuda/any: bands of 16 rows, each row a record of the canonical arrays of that row alone, at byte offsets

@@ -1,4 +1,4 @@
-// What the dense rows share: weights of layout cuda/any, written once as fp16 or bf16 into the workspace in passes of whole
+// What the dense rows share: weights of layout cuda/any, and for many tokens of cuda/k, written once as fp16 or bf16 into the workspace in passes of whole
 // bands of 128 rows, then multiplied. A weight that already has the input's type is read where it lies.
 //
 // A pass takes at most kPassBytes of workspace and at most a share of the device's memory. Fewer and larger ones fill the
@@ -73,15 +73,15 @@ inline uint32_t tiles_of_expert(const qk_gemm_args *a, int tokens) {
 struct Pass {
     const unsigned char *w;      // row-major
     int64_t pitch;               // bytes between rows
-    const unsigned char *powers; // a float in every record of the layout; NULL: no powers
-    int64_t power_pitch;
+    const unsigned char *powers; // a float of every row; NULL: no powers
+    int64_t power_pitch, power_band; // bytes between those of rows, and of bands of 128 rows
     int64_t first, rows; // of the weight
     int expert;
 };
 // 1 / the power of row n of a pass, a power of two within 2^-126 .. 2^126.
 PTX_FN float inverse_power(const Pass &pass, int64_t n) {
     if (!pass.powers || n >= pass.rows) return 1.0f;
-    const uint32_t bits = *reinterpret_cast<const uint32_t *>(pass.powers + n * pass.power_pitch);
+    const uint32_t bits = *reinterpret_cast<const uint32_t *>(pass.powers + n / kRows * pass.power_band + n % kRows * pass.power_pitch);
     return qe_f32_from_bits((254u << 23) - bits);
 }
 // What both rows' Args begin with.
@@ -104,6 +104,17 @@ inline Partial<float> partial_of(const qk_plan *plan, const qk_gemm_args *args) 
 // Calls run(Pass) for every expert and pass, each behind the kernel that writes its weights.
 qe_status dequantize(const qk_gemm_args *args, const Pass &pass, const qk_any_record &record, void *to, const qk_queue *queue,
                      const char *name, qe_error *err);
+qe_status dequantize_k(const qk_gemm_args *args, const Pass &pass, void *to, const qk_queue *queue, const char *name, qe_error *err);
+// Of layout cuda/k: pass.first is a multiple of its bands.
+inline qe_status write_k(const qk_gemm_args *args, Pass *pass, void *to, const qk_queue *queue, const char *name, qe_error *err) {
+    const qk_shape &w = args->w->shape;
+    const int64_t band_bytes = qk_k_band_bytes(&w.quant, w.k);
+    pass->w = static_cast<const unsigned char *>(args->w->blob) + pass->expert * args->groups.expert_bytes + pass->first / kRows * band_bytes;
+    pass->powers = pass->w + band_bytes - QK_W4_ROWS * 4, pass->power_pitch = 4, pass->power_band = band_bytes;
+    const qe_status status = dequantize_k(args, *pass, to, queue, name, err);
+    pass->w = static_cast<unsigned char *>(to), pass->pitch = pitch_of(w);
+    return status;
+}
 template <class Run>
 qe_status each_pass(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err, Run run) {
     const char *name = plan->row->name;
@@ -119,11 +130,17 @@ qe_status each_pass(const qk_plan *plan, const qk_gemm_args *args, const qk_queu
         for (int64_t first = 0; first < w.n; first += rows) {
             Pass pass{};
             pass.expert = e, pass.first = first, pass.rows = w.n - first < rows ? w.n - first : rows;
+            if (w.layout == &qk_cuda_k) {
+                qe_status status = write_k(args, &pass, to, queue, name, err);
+                if (status == QE_OK) status = run(pass);
+                if (status != QE_OK) return status;
+                continue;
+            }
             const unsigned char *records = static_cast<const unsigned char *>(args->w->blob) + e * args->groups.expert_bytes +
                                            qk_cuda_any.head_bytes(&w) + pass.first * record.bytes;
             pass.w = records, pass.pitch = record.bytes;
             if (written) {
-                pass.powers = records + record.power, pass.power_pitch = record.bytes;
+                pass.powers = records + record.power, pass.power_pitch = record.bytes, pass.power_band = kRows * record.bytes;
                 const qe_status status = dequantize(args, pass, record, to, queue, name, err);
                 if (status != QE_OK) return status;
                 pass.w = to, pass.pitch = pitch_of(w);
@@ -135,4 +152,9 @@ qe_status each_pass(const qk_plan *plan, const qk_gemm_args *args, const qk_queu
 }
 
 } // namespace dense
+// For rows that hand many tokens over.
+namespace dense_sm80 {
+void plan(const qk_device *device, const qk_gemm *g, qk_plan *out);
+qe_status run(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err);
+} // namespace dense_sm80
 } // namespace qk_cuda

@@ -3,6 +3,7 @@
 // band; 4090 dense_sm90, bf16, in clusters over an odd number of bands, k split; 4091 with sums of all chunks in one block;
 // 4092 its tile of 256 tokens; 4093 fp16 weights, read where they lie.
 #include "dequant.cu"
+#include "dequant_k.cu"
 #if KERNEL < 4090
 #include "gemm_dense_sm80.cu"
 #else

@@ -1,4 +1,4 @@
-# Applies each patch of patches/ to a copy of kernels/cuda, builds mistaken_w4.cc, _rows.cc, _fake.cc or _dense.cc from it with the hooks of the race
+# Applies each patch of patches/ to a copy of kernels/cuda, builds mistaken_w4.cc, _rows.cc, _fake.cc, _dense.cc or _k.cc from it with the hooks of the race
 # flavour, and demands that the run fails; a patch that does not apply fails the test, and without a patch every kernel
 # must pass. The first line of a patch says which kernel it concerns and what is wrong.
 # -DCXX, SIMT, ROOT, WORK, OBJECTS (the emulator and the packers, comma separated).
@@ -11,7 +11,9 @@ list(FILTER mistaken_rows_objects INCLUDE REGEX "/simt_[a-z]+\\.cc|layout_cuda_(
 set(mistaken_fake_objects ${mistaken_rows_objects})
 list(FILTER mistaken_fake_objects EXCLUDE REGEX "layout_cuda")
 set(mistaken_dense_objects ${all})
-list(FILTER mistaken_dense_objects INCLUDE REGEX "/simt_[a-z]+\\.cc|layout_cuda_any\\.c|cuda_device\\.c")
+list(FILTER mistaken_dense_objects INCLUDE REGEX "/simt_[a-z]+\\.cc|layout_cuda_(any|k)\\.c|cuda_device\\.c")
+set(mistaken_k_objects ${all})
+list(FILTER mistaken_k_objects INCLUDE REGEX "/simt_[a-z]+\\.cc|layout_cuda_(any|k)\\.c|cuda_device\\.c")
 file(GLOB sources ${ROOT}/kernels/cuda/*.cuh ${ROOT}/kernels/cuda/*.h ${ROOT}/kernels/cuda/*.cu)
 file(GLOB patches ${SIMT}/mistakes/patches/*.patch)
 list(LENGTH patches count)
@@ -32,6 +34,9 @@ function(build_and_run name kernel)
     if(kernel GREATER_EQUAL 4000)
         set(program mistaken_dense)
     endif()
+    if(kernel GREATER_EQUAL 5000)
+        set(program mistaken_k)
+    endif()
     execute_process(COMMAND ${CXX} -std=c++17 -O1 -g1 -fsanitize=thread -DSIMT_EMULATE -DKERNEL=${kernel}
         -Wno-unknown-pragmas -Wno-psabi -ffp-contract=off -I${dir} -I${SIMT}/include -I${SIMT} -I${ROOT}/kernels
         -I${ROOT}/include ${SIMT}/mistakes/${program}.cc ${${program}_objects} -o ${dir}/run -lpthread
@@ -45,7 +50,7 @@ function(build_and_run name kernel)
 endfunction()
 
 foreach(kernel 80 90 16 811 812 821 880 881 882 890 891 892 893 894 895 896 897 1680 1684 1685 1690 1694 3000 4080 4081 4090 4091
-        4092 4093)
+        4092 4093 5006 5008 5080 5086 5090 5180)
     file(REMOVE_RECURSE ${WORK}/none_${kernel})
     file(COPY ${sources} DESTINATION ${WORK}/none_${kernel})
     build_and_run(none_${kernel} ${kernel})
