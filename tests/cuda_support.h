@@ -67,7 +67,7 @@ inline const std::vector<Scheme> &schemes() {
         {"w4a8_points", integer(4, QE_NUM_BF16, 0, QE_ZERO_POINT, QE_NUM_U8, 0), 0, 0, true, "cuda/w4a8"},
         {"w3a8_static", integer(3, QE_NUM_F16, 0, QE_ZERO_CONST, 0, 4), 0, 0, false, "cuda/w4a8", true},
         {"w4a8_g128", two_level(integer(4, QE_NUM_U8, 128, QE_ZERO_POINT, QE_NUM_U8, 0), QE_NUM_F16, 0),
-         QE_FACT_INT8_PRODUCT, 0, false, "cuda/w4a8"},
+         QE_FACT_INT8_PRODUCT, 0, false, "cuda/w4a8", false, true},
         {"w4a8_g32_asym_x", two_level(integer(4, QE_NUM_U8, 32, QE_ZERO_POINT, QE_NUM_U8, 0), QE_NUM_F32, 0),
          QE_FACT_INT8_PRODUCT, 0, true, "cuda/w4a8", false, true},
         {"w8a8_groups", integer(8, QE_NUM_F16, 32, QE_ZERO_CONST, 0, 128), 0, 32, false, "cuda/any"},

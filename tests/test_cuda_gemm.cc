@@ -369,6 +369,44 @@ TEST(CudaCluster, SplitsSummedOnChipAndInTheWorkspace) {
     EXPECT_EQ(runs, hooks() ? 9 : 21);
     simt::device().options = {};
 }
+// The largest sums of weights kept as 16 times their value, and the first k at which they are not kept so.
+TEST(CudaSignedNibbles, SumsOfTheLongestRow) {
+    if (hooks()) GTEST_SKIP() << "values alone are in question";
+    const Scheme *s = &schemes()[0];
+    while (std::strcmp(s->name, "w4a8_points")) s++;
+    Scheme lowest = *s; // with an asymmetric input all of whose codes are -128
+    lowest.quant = integer(4, QE_NUM_F32, 0, QE_ZERO_CONST, 0, 8);
+    for (const int64_t k : {(int64_t(1) << 17) - 1, int64_t(1) << 17}) {
+        ASSERT_EQ(qk_w4a8_units(&lowest.quant, k), k >> 17);
+        const Problem p{1, 2, k, QE_CODE_F32, QE_CODE_F32, 0, 0};
+        Tensor t;
+        make_tensor(&t, lowest, p.n, p.k, 5);
+        std::memset(t.t.codes, 0, size_t(p.n * p.k));
+        std::vector<char> want;
+        for (int sm : {0, 80, 90}) {
+            simt::device().sm = sm;
+            Pool pool(sm ? &qk_cuda_backend : &qk_ref_backend);
+            const qk_weight w = pack(pool, shape_of(lowest, p.n, p.k), t.t);
+            qk_x x{};
+            pool.backend->ops.x_bytes(&pool.device, &w.shape, p.m, p.x_type, &x);
+            std::vector<int8_t> q(size_t(x.ld), 0);
+            std::fill_n(q.begin(), k, int8_t(-128));
+            const int32_t zero = 5, sum = -128 * int32_t(k);
+            const float scale = 1;
+            x.data = pool.put(q.data(), q.size());
+            x.scales = static_cast<float *>(pool.put(&scale, 4)), x.zeros = static_cast<int32_t *>(pool.put(&zero, 4));
+            x.sums = static_cast<int32_t *>(pool.put(&sum, 4)), x.sum_k = k;
+            const qk_gemm g = gemm_of(w, p, x);
+            qk_plan plan;
+            ASSERT_EQ(qk_gemm_plan(&pool.device, &g, &plan, nullptr, nullptr, nullptr), QE_OK);
+            const std::vector<char> y = run_plan(pool, w, plan, p, x, 7);
+            if (!sm) want = y;
+            EXPECT_EQ(first_difference(y, want, p), "") << plan.row->name << " k " << k;
+        }
+        EXPECT_FLOAT_EQ(value_at(want, 0, QE_CODE_F32), static_cast<float *>(t.t.scales)[0] * float(-8 * (-128 - 5) * double(k)));
+    }
+    simt::device().sm = 90;
+}
 TEST_P(CudaGemm, PacksLosslessly) {
     const Scheme &s = schemes()[GetParam()];
     const int64_t n = 75, k = 304;

@@ -110,6 +110,7 @@ def of_plan(plan):
         return f"gemm_ka8_sm80: ka8::gemm<ka8::Format<K{plan['bits']}Codes>, {TOKENS[sm][plan['variant']]}>"
     group, k = plan["group"], plan["k"]
     units = 1 if group == 0 or group >= k or group % 128 == 0 else 4
+    signed = "0" if family == "w4a8" and group == 0 else ""  # nibbles with a sign; schemes with zero points are not planned
     tok = TOKENS[sm][plan["variant"]]
     kind, bf16 = "WxCodes8" if plan["bits"] > 4 else "WxTable4", "true" if plan["bf16"] else "false"
     wide = f"Format<{kind}, {bf16}, {1 if units == 1 else 8 if group % 32 else 4 if group % 64 or plan['bits'] > 4 else 2}>"
@@ -119,14 +120,14 @@ def of_plan(plan):
             return f"gemm_wxa16_sm90: sm90::gemm_units<wxa16_sm90::{wide}, {tok}>"
         if family == "w4a16" and plan["bf16"]:
             return f"gemm_w4a16_sm90: sm90::gemm_units<w4a16_sm90::Bfloat<{units}>, {tok}>"
-        form = "" if family == "w8a8" else f"<{plan['bits'] if family == 'w2a8' else units}>"
+        form = "" if family == "w8a8" else f"<{plan['bits'] if family == 'w2a8' else signed or units}>"
         return f"gemm_{family}_sm90: sm90::gemm<{family}_sm90::Format{form}, {tok}, {cluster}>"
     if family == "w8a8":
         return f"gemm_w8a8_sm80: sm80::gemm<w8a8_sm80::Format, {tok}>"
     if family == "w2a8":
         return f"gemm_w2a8_sm80: sm80::gemm<w2a8_sm80::Format<{plan['bits']}>, {tok}>"
     if family == "w4a8":
-        return f"gemm_w4a8_sm80: sm80::gemm<w4a8_sm80::Format<{units}>, {tok}>"
+        return f"gemm_w4a8_sm80: sm80::gemm<w4a8_sm80::Format<{signed or units}>, {tok}>"
     if family == "w4a16":
         return f"gemm_w4a16_sm80: sm80::gemm<w4a16::{'Bfloat' if plan['bf16'] else 'Half'}<{units}>, {tok}>"
     return f"gemm_wxa16_sm80: sm80::gemm<wxa16::{wide}, {tok}>"

@@ -55,7 +55,8 @@ static inline int64_t qk_w1_band_bytes(int64_t k) {
  *   w4a16: step is two times 16 columns; halfword h, bits 0-3: column 2c + h, 4-7: 8 + 2c + h; 8-15 the next 16
  *   units: 1 for groups of a multiple of 128 columns or the row, else 4: one per 32 columns, repeated where groups are
  *   wider. [units][64 rows] of 2 bytes at 32 * (row / 16) + 4 * (row % 8) + 2 * (row % 16 / 8):
- *   w4a8: integer scale, zero; w4a16: fp16 scale, and if zeros differ [units][64] of 1 byte at half that offset. */
+ *   w4a8: integer scale, zero; w4a16: fp16 scale, and if zeros differ [units][64] of 1 byte at half that offset.
+ *   w4a8 of one scale a row whose codes less the one zero are in -8..7 has no units: its nibbles are those differences. */
 enum { QK_W4_ROWS = 128, QK_W4_BLOCK_K = 128, QK_W4_CODE_BYTES = 4096 };
 static inline int64_t qk_w4_blocks(int64_t k) {
     return (k + QK_W4_BLOCK_K - 1) / QK_W4_BLOCK_K;
@@ -63,8 +64,14 @@ static inline int64_t qk_w4_blocks(int64_t k) {
 static inline int qk_w4_units(const qe_quant *q, int64_t k) {
     return q->group_k == 0 || q->group_k >= k || q->group_k % QK_W4_BLOCK_K == 0 ? 1 : 4;
 }
+/* 0: nibbles with a sign, kept as 16 times their value. A sum of k products of 128 x 128 then is in int32. */
+static inline int qk_w4a8_units(const qe_quant *q, int64_t k) {
+    const bool whole = q->group_k == 0 || q->group_k >= k, one = q->zero == QE_ZERO_CONST && q->super == QE_NUM_ONE;
+    const bool fits = q->zero_const >= 0 && q->zero_const <= 8 && (1 << q->bits) - 1 - q->zero_const <= 7;
+    return whole && one && fits && k < 1 << 17 ? 0 : qk_w4_units(q, k);
+}
 static inline int64_t qk_w4a8_block_bytes(const qe_quant *q, int64_t k) {
-    return QK_W4_CODE_BYTES + qk_w4_units(q, k) * 128;
+    return QK_W4_CODE_BYTES + qk_w4a8_units(q, k) * 128;
 }
 static inline int64_t qk_w4a16_block_bytes(const qe_quant *q, int64_t k) {
     return QK_W4_CODE_BYTES + qk_w4_units(q, k) * (q->zero == QE_ZERO_POINT ? 192 : 128);

@@ -25,22 +25,24 @@ bool supports(const qk_device *device, const qk_gemm *g, qk_why *why) {
     return integer_output(g, why);
 }
 void plan(const qk_device *device, const qk_gemm *g, qk_plan *out) {
-    if (qk_w4_units(&g->w.quant, g->w.k) == 1)
-        sm90::plan_of<Format<1>>(device, g, 3, 0, out);
-    else
-        sm90::plan_of<Format<4>>(device, g, 3, 0, out);
+    const int units = qk_w4a8_units(&g->w.quant, g->w.k);
+    auto *const form = units == 0   ? sm90::plan_of<Format<0>>
+                       : units == 1 ? sm90::plan_of<Format<1>>
+                                    : sm90::plan_of<Format<4>>;
+    form(device, g, 3, 0, out);
 }
 template <int kUnits>
 qe_status run_units(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
     const qk_shape &w = args->w->shape;
     sm90::Args<Format<kUnits>> a{};
     a.band_bytes = qk_w4a8_band_bytes(&w.quant, w.k), a.block_bytes = int(qk_w4a8_block_bytes(&w.quant, w.k));
-    a.output = output_of(plan, args, a.band_bytes, a.band_bytes - QK_W4_ROWS * 8);
+    a.output = output_of(plan, args, a.band_bytes, a.band_bytes - QK_W4_ROWS * 8), a.output.shift = Format<kUnits>::kShift;
     return sm90::run_family<Format<kUnits>, 3>(plan, args, a, queue, "cuda/w4a8_sm90", err);
 }
 qe_status run(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
-    const qk_shape &w = args->w->shape;
-    return qk_w4_units(&w.quant, w.k) == 1 ? run_units<1>(plan, args, queue, err) : run_units<4>(plan, args, queue, err);
+    const int units = qk_w4a8_units(&args->w->shape.quant, args->w->shape.k);
+    auto *const form = units == 0 ? run_units<0> : units == 1 ? run_units<1> : run_units<4>;
+    return form(plan, args, queue, err);
 }
 
 } // namespace w4a8_sm90

@@ -43,20 +43,21 @@ static int64_t group_of(const qe_quant *q, int64_t k, int64_t block, int unit) {
     if (column >= k) return -1;
     return q->group_k ? column / q->group_k : 0;
 }
-static void pack_codes(const qk_shape *s, const qe_qtensor *band, int64_t block_bytes, bool int8_steps, uint8_t *out) {
+/* Nibbles are codes less `zero`, modulo 16. */
+static void pack_codes(const qk_shape *s, const qe_qtensor *band, int64_t block_bytes, bool int8_steps, int zero, uint8_t *out) {
     const uint8_t *codes = band->codes;
     for (int64_t r = 0; r < band->n; r++)
         for (int64_t k = 0; k < s->k; k++) {
             const place p = code_at(block_bytes, int8_steps, r, k);
-            out[p.byte] = (uint8_t)(out[p.byte] | codes[r * s->k + k] << p.shift);
+            out[p.byte] = (uint8_t)(out[p.byte] | ((codes[r * s->k + k] - zero) & 15) << p.shift);
         }
 }
-static void unpack_codes(const qk_shape *s, qe_qtensor *band, int64_t block_bytes, bool int8_steps, const uint8_t *in) {
+static void unpack_codes(const qk_shape *s, qe_qtensor *band, int64_t block_bytes, bool int8_steps, int zero, const uint8_t *in) {
     uint8_t *codes = band->codes;
     for (int64_t r = 0; r < band->n; r++)
         for (int64_t k = 0; k < s->k; k++) {
             const place p = code_at(block_bytes, int8_steps, r, k);
-            codes[r * s->k + k] = in[p.byte] >> p.shift & 15;
+            codes[r * s->k + k] = (uint8_t)(((in[p.byte] >> p.shift) + zero) & 15);
         }
 }
 static bool common(const qk_device *device, const qe_quant *w, int64_t k, qk_why *why) {
@@ -110,12 +111,13 @@ static void w4a8_pack(const qk_shape *s, const qe_qtensor *band, void *dst) {
     const qe_quant *q = &s->quant;
     const int64_t block_bytes = qk_w4a8_block_bytes(q, s->k), blocks = qk_w4_blocks(s->k), groups = group_count(q, s->k);
     const uint8_t *codes = band->codes, *zeros = band->zeros, *scales = band->scales;
+    const int units = qk_w4a8_units(q, s->k);
     uint8_t *out = dst, *trailer = out + blocks * 2 * block_bytes;
     memset(out, 0, w4a8_band_bytes(s));
-    pack_codes(s, band, block_bytes, true, out);
+    pack_codes(s, band, block_bytes, true, units ? 0 : q->zero_const, out);
     for (int64_t r = 0; r < band->n; r++) {
         for (int64_t b = 0; b < blocks; b++)
-            for (int unit = 0; unit < qk_w4_units(q, s->k); unit++) {
+            for (int unit = 0; unit < units; unit++) {
                 const int64_t g = group_of(q, s->k, b, unit);
                 if (g < 0) continue;
                 uint8_t *two = out + numbers_at(block_bytes, r, b, unit);
@@ -137,12 +139,13 @@ static void w4a8_unpack(const qk_shape *s, const void *head, const void *src, qe
     const qe_quant *q = &s->quant;
     const int64_t block_bytes = qk_w4a8_block_bytes(q, s->k), blocks = qk_w4_blocks(s->k), groups = group_count(q, s->k);
     const uint8_t *in = src, *trailer = in + blocks * 2 * block_bytes;
+    const int units = qk_w4a8_units(q, s->k);
     uint8_t *zeros = band->zeros, *scales = band->scales;
     (void)head;
-    unpack_codes(s, band, block_bytes, true, in);
+    unpack_codes(s, band, block_bytes, true, units ? 0 : q->zero_const, in);
     for (int64_t r = 0; r < band->n; r++) {
         for (int64_t b = 0; b < blocks; b++)
-            for (int unit = 0; unit < qk_w4_units(q, s->k); unit++) {
+            for (int unit = 0; unit < units; unit++) {
                 const int64_t g = group_of(q, s->k, b, unit);
                 if (g < 0) continue;
                 const uint8_t *two = in + numbers_at(block_bytes, r, b, unit);
@@ -156,7 +159,7 @@ static void w4a8_unpack(const qk_shape *s, const void *head, const void *src, qe
         qk_unpack_scale(&level, scale, two_level(q) ? band->super : band->scales, r);
     }
 }
-const qk_layout qk_cuda_w4a8 = {"cuda/w4a8",     1,         QK_W4_ROWS, w4a8_supports, head_bytes,
+const qk_layout qk_cuda_w4a8 = {"cuda/w4a8",     2,         QK_W4_ROWS, w4a8_supports, head_bytes,
                                 w4a8_band_bytes, pack_head, w4a8_pack,  w4a8_unpack,   NULL};
 
 /* ---- cuda/w4a16 -------------------------------------------------------------------------------------------------- */
@@ -184,7 +187,7 @@ static void w4a16_pack(const qk_shape *s, const qe_qtensor *band, void *dst) {
     const uint16_t *scales = band->scales;
     uint8_t *out = dst;
     memset(out, 0, w4a16_band_bytes(s));
-    pack_codes(s, band, block_bytes, false, out);
+    pack_codes(s, band, block_bytes, false, 0, out);
     for (int64_t r = 0; r < band->n; r++)
         for (int64_t b = 0; b < blocks; b++)
             for (int unit = 0; unit < units; unit++) {
@@ -203,7 +206,7 @@ static void w4a16_unpack(const qk_shape *s, const void *head, const void *src, q
     const uint8_t *in = src;
     uint16_t *scales = band->scales;
     (void)head;
-    unpack_codes(s, band, block_bytes, false, in);
+    unpack_codes(s, band, block_bytes, false, 0, in);
     for (int64_t r = 0; r < band->n; r++)
         for (int64_t b = 0; b < blocks; b++)
             for (int unit = 0; unit < units; unit++) {

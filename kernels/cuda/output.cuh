@@ -14,6 +14,7 @@ struct Output {
     const float *x_scale;
     const int32_t *x_zero; // NULL: symmetric
     int x_static;          // one scale and zero for all tokens
+    int shift;             // sums are of weights times 2^shift
     const unsigned char *bands;
     int64_t band_bytes, scales_at; // of 128 rows: float scale[128], int32 sum of the row's integers[128]
     Epilogue out;
@@ -38,7 +39,7 @@ struct Output {
         const uint32_t zero = x_zero ? uint32_t(x_zero[token]) : 0;
         uint32_t exact[4];
 #pragma unroll
-        for (int i = 0; i < 4; i++) exact[i] = uint32_t(sum[i]) - (zero ? zero * uint32_t(row_sum[i]) : 0);
+        for (int i = 0; i < 4; i++) exact[i] = uint32_t(sum[i] >> shift) - (zero ? zero * uint32_t(row_sum[i]) : 0);
         store(m, n, exact, scale);
     }
     // Sums of products of quantized numbers; the scales of four columns.

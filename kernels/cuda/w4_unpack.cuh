@@ -20,7 +20,7 @@ template <int kUnits> struct W4A8 {
     using State = W4Zeros;
     static PTX_FN State begin(const Context &context) { return context; }
     static constexpr int kSteps = 2; // fragments of 32 columns in half a block
-    static constexpr int kBlockBytes = QK_W4_CODE_BYTES + kUnits * 128;
+    static constexpr int kBlockBytes = QK_W4_CODE_BYTES + kUnits * 128, kShift = 0;
     uint32_t codes[2][4], scales[kUnits];
     PTX_FN void load(uint32_t block, int t, const W4Zeros &) {
         ptx::lds128(codes[0], block + uint32_t(t) * 16);
@@ -42,6 +42,30 @@ template <int kUnits> struct W4A8 {
                 f[st][r + 2] = ((w >> 4 & 0x0f0f0f0fu) * s[r] + offset) ^ 0x80808080u;
             }
         }
+    }
+};
+
+// Nibbles with a sign, one scale a row: a nibble in the upper half of a byte is 16 w in int8. kShift takes the 16 out of the
+// sums, which are exact.
+template <> struct W4A8<0> {
+    using Context = W4Zeros;
+    using State = W4Zeros;
+    static PTX_FN State begin(const Context &context) { return context; }
+    static constexpr int kSteps = 2, kBlockBytes = QK_W4_CODE_BYTES, kShift = 4;
+    uint32_t codes[2][4];
+    PTX_FN void load(uint32_t block, int t, const W4Zeros &) {
+        ptx::lds128(codes[0], block + uint32_t(t) * 16);
+        ptx::lds128(codes[1], block + 2048 + uint32_t(t) * 16);
+    }
+    PTX_FN void unpack(uint32_t (&f)[kSteps][4], int half) const {
+#pragma unroll
+        for (int st = 0; st < kSteps; st++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                const uint32_t w = codes[half][st * 2 + r];
+                f[st][r] = w << 4 & 0xf0f0f0f0u;
+                f[st][r + 2] = w & 0xf0f0f0f0u;
+            }
     }
 };
 

@@ -1,5 +1,6 @@
 // The pipelines of 4-bit weights on one shape, against exact sums: built from copies of kernels/cuda that carry a seeded
-// mistake. KERNEL: 80, 90 (w4a8) or 16 (w4a16 on sm_90, values chosen so that fp32 sums are exact).
+// mistake. KERNEL: 80, 90 (w4a8), 81 (w4a8 without zeros and groups) or 16 (w4a16 on sm_90, values chosen so that fp32 sums
+// are exact).
 #include "gemm_sm80.cuh"
 #include "gemm_sm90.cuh"
 #include "w4_unpack.cuh"
@@ -11,12 +12,12 @@
 #include <vector>
 
 using namespace qk_cuda;
-constexpr bool kFloat = KERNEL == 16;
+constexpr bool kFloat = KERNEL == 16, kSigned = KERNEL == 81;
 constexpr int kTokens = 16;
 using Sum = std::conditional_t<kFloat, float, int32_t>;
 using Value = std::conditional_t<kFloat, uint16_t, int8_t>;
 
-struct Format : std::conditional_t<kFloat, W4A16<4>, W4A8<4>> {
+struct Format : std::conditional_t<kFloat, W4A16<4>, W4A8<kSigned ? 0 : 4>> {
     using Acc = Sum;
     static constexpr int kXBytes = sizeof(Value);
     static constexpr bool kFromShared = false, kTotals = kFloat, kPromotes = false;
@@ -53,7 +54,8 @@ int main() {
     q.code = QE_CODE_INT, q.bits = 4, q.group_n = 1, q.group_k = 32, q.zero = QE_ZERO_POINT, q.zero_num = QE_NUM_U8;
     q.scale = kFloat ? QE_NUM_F16 : QE_NUM_U8;
     if (!kFloat) q.super = QE_NUM_F32, q.super_n = 1;
-    const int groups = (k + 31) / 32;
+    if (kSigned) q.group_k = 0, q.zero = QE_ZERO_CONST, q.zero_const = 8, q.scale = QE_NUM_F32, q.super = QE_NUM_ONE;
+    const int groups = kSigned ? 1 : (k + 31) / 32;
     std::vector<uint8_t> codes(size_t(n * k)), zeros(size_t(n * groups)), scales(zeros.size());
     std::vector<uint16_t> halves(zeros.size());
     std::vector<float> super(size_t(n), 1.0f);
@@ -63,13 +65,14 @@ int main() {
         halves[i] = uint16_t(0x3400 + (g() % 4 << 10)); // 1/4 .. 2
     }
     for (size_t i = 0; i < codes.size(); i++) { // scale * (code - zero) is in int8
-        const size_t at = i / size_t(k) * size_t(groups) + i % size_t(k) / 32;
+        const size_t at = i / size_t(k) * size_t(groups) + (kSigned ? 0 : i % size_t(k) / 32);
+        if (kSigned) zeros[at] = 8, scales[at] = 1;
         const int s = scales[at], z = zeros[at];
         codes[i] = uint8_t(std::clamp<int>(codes[i], z - 128 / s, z + 127 / s));
     }
     qe_qtensor t{};
     t.quant = q, t.n = n, t.k = k, t.rows = n, t.codes = codes.data(), t.zeros = zeros.data(), t.super = super.data();
-    t.scales = kFloat ? static_cast<void *>(halves.data()) : scales.data();
+    t.scales = kFloat ? static_cast<void *>(halves.data()) : kSigned ? static_cast<void *>(super.data()) : scales.data();
     const qk_layout &layout = kFloat ? qk_cuda_w4a16 : qk_cuda_w4a8;
     std::vector<unsigned char> packed(layout.band_bytes(&shape));
     layout.pack(&shape, &t, packed.data());
@@ -85,7 +88,7 @@ int main() {
     const dim3 grid((m + kTokens - 1) / kTokens, 1, splits);
     simt::Result r;
     const int block_bytes = int(kFloat ? qk_w4a16_block_bytes(&q, k) : qk_w4a8_block_bytes(&q, k));
-#if KERNEL == 80
+#if KERNEL < 90 && KERNEL >= 80
     sm80::Args<Format> a{};
     a.x = reinterpret_cast<const unsigned char *>(x_device), a.x_pitch = ld, a.x_bytes = k;
 #else
@@ -96,7 +99,7 @@ int main() {
 #endif
     a.m = m, a.groups.total = m, a.w = device(packed), a.band_bytes = int64_t(packed.size()), a.block_bytes = block_bytes;
     a.blocks = int(qk_w4_blocks(k)), a.split_blocks = 18, a.chunk_blocks = 5, a.context = {1, 0};
-#if KERNEL == 80
+#if KERNEL < 90 && KERNEL >= 80
     using C = sm80::Config<Format, kTokens>;
     r = simt::launch(sm80::gemm<Format, kTokens>, grid, sm80::kThreads, C::kSharedBytes, o, a, partial);
 #else
@@ -108,12 +111,13 @@ int main() {
         for (int j = 0; j < n; j++) {
             double want = 0, got = 0;
             for (int c = 0; c < k; c++) {
-                const int at = j * groups + c / 32, code = codes[size_t(j * k + c)] - zeros[size_t(at)];
+                const int at = j * groups + (kSigned ? 0 : c / 32), code = codes[size_t(j * k + c)] - zeros[size_t(at)];
                 const double s = kFloat ? double(qe_f16_to_f32(halves[size_t(at)])) : scales[size_t(at)];
                 const Value v = x[size_t(i * ld + c)];
                 want += code * s * (kFloat ? double(qe_f16_to_f32(uint16_t(v))) : double(v));
             }
             for (int split = 0; split < splits; split++) got += double(partial.sums[(split * m + i) * n + j]);
+            if constexpr (!kFloat) want *= 1 << Format::kShift;
             if (got != want) return std::printf("FAIL y[%d][%d] = %g, want %g\n", i, j, got, want), 1;
         }
     return std::printf("PASSED\n"), 0;
