@@ -44,6 +44,7 @@ typedef struct qk_device {   /* facts only: tests write one for any machine and 
     char     name[64];
     uint32_t flags;          /* QK_DEVICE_* */
     uint32_t clusters;       /* bit n: clusters of n blocks run, n of 2..8; 0 but on sm_90 */
+    int32_t  toolkit;        /* nvcc that built the kernels: 1304 is 13.4; 0 off CUDA */
 } qk_device;
 enum { QK_CLUSTERS_ALL = 0x1fc };
 enum { QK_DEVICE_EMULATED = 1 };   /* runs the kernels for tests, not for speed: taken only by name */

@@ -105,7 +105,10 @@ class Oracle {
     }
 };
 // A group of all of k is no group: one level then serves w4a8, two levels do not.
-const char *expected_layout(const Scheme &s, int64_t k) {
+const char *expected_layout(const Scheme &s, int64_t k, const qk_device &device) {
+    if (device.sm / 10 == 9 && device.toolkit >= QK_S4_TOOLKIT && s.act_group == 0 && s.quant.code == QE_CODE_INT &&
+        s.quant.bits <= 4 && std::strcmp(s.layout, "cuda/w2a8") && qk_w4a8_units(&s.quant, k) == 0)
+        return "cuda/s4a8";
     const bool whole = s.quant.group_k && s.quant.group_k >= k;
     if (!whole || s.act_group != 0 || s.quant.bits > 4 || s.quant.zero == QE_ZERO_REAL) return s.layout;
     if (s.quant.code == QE_CODE_SIGN) return s.signs ? "cuda/w1a1" : "cuda/w2a8";
@@ -157,11 +160,14 @@ std::string first_difference(const std::vector<char> &got, const std::vector<cha
     return "";
 }
 
+struct Chip {
+    int sm, toolkit;
+};
 class CudaGemm : public testing::TestWithParam<size_t> {
   protected:
     ~CudaGemm() override {
         simt::device().options = {};
-        simt::device().sm = 90, simt::device().units = 132;
+        simt::device().sm = 90, simt::device().units = 132, simt::device().toolkit = 1300;
     }
 };
 
@@ -178,11 +184,13 @@ TEST_P(CudaGemm, MatchesReference) {
         Pool ref(&qk_ref_backend);
         std::vector<char> want;
         const Oracle oracle(t.t, p, shape.chunk_k, 7);
-        for (int sm : {80, 90}) {
-            simt::device().sm = sm, simt::device().units = p.units;
+        for (const auto &chip : {Chip{80, 1300}, Chip{90, 1300}, Chip{90, 1304}}) {
+            const int sm = chip.sm;
+            simt::device().sm = sm, simt::device().units = p.units, simt::device().toolkit = chip.toolkit;
             Pool cuda(&qk_cuda_backend);
             const qk_weight w = pack(cuda, shape, t.t);
-            ASSERT_STREQ(w.shape.layout->name, expected_layout(s, p.k));
+            ASSERT_STREQ(w.shape.layout->name, expected_layout(s, p.k, cuda.device));
+            if (chip.toolkit == 1304 && w.shape.layout != &qk_cuda_s4a8) continue; // as the chip before
             qk_x x{};
             for (auto row = qk_cuda_backend.rows; *row; row++) {
                 if ((*row)->layout != w.shape.layout) continue;

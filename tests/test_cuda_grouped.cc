@@ -15,13 +15,13 @@ using namespace grouped;
 class CudaGrouped : public testing::TestWithParam<size_t> {
   protected:
     void open(int sm, const char *tuning = nullptr) {
-        simt::device().sm = sm;
+        simt::device().sm = sm == 91 ? 90 : sm, simt::device().toolkit = sm == 91 ? 1304 : 1300;
         qe_device_options o = {};
         o.tuning = tuning, o.struct_size = sizeof o, o.backend = QE_BACKEND_CUDA;
         ASSERT_EQ(qe_device_create(&o, &device, &err), QE_OK) << err.message;
     }
     void close() { qe_device_destroy(device), device = nullptr; }
-    ~CudaGrouped() override { simt::device().options = {}, simt::device().sm = 90; }
+    ~CudaGrouped() override { simt::device() = {}; }
     void compare(const Experts &experts, const Call &call) {
         Buffers b(experts, call);
         const std::vector<char> want = b.one_by_one();
@@ -46,14 +46,16 @@ std::vector<Call> some(std::vector<Call> calls) {
 TEST_P(CudaGrouped, EveryRowHasTheBitsOfItsExpertAlone) {
     const Case &c = cases[GetParam()];
     std::set<std::string> rows;
-    for (int sm : {80, 90}) {
+    const bool nibbles = strstr(c.scheme, "int4:channel") != nullptr;
+    for (int sm : {80, 90, 91}) { // 91: sm_90 with what nvcc 13.4 adds
+        if (sm == 91 && !nibbles) continue;
         open(sm);
         {
             Experts experts(device, c, 4, 141, c.act_group == 256 ? 512 : 300);
             ASSERT_NE(experts.together, nullptr);
             qe_linear_info info;
             qe_linear_get_info(experts.together, &info);
-            ASSERT_STREQ(info.layout, c.layout);
+            ASSERT_STREQ(info.layout, simt::device().toolkit > 1300 ? "cuda/s4a8" : c.layout);
             for (const Call &call : some(small_calls())) compare(experts, call);
             for (const Call &call : some(bad_calls())) compare(experts, call);
             auto tell = [](void *to, const char *name, const char *why) {

@@ -12,6 +12,7 @@ struct Machine {
     const char *name;
     int sm, units;
     uint32_t shared, clusters;
+    int toolkit = 1300;
 };
 const Machine kMachines[] = {
 #define GPU(id, title, sm, units, shared_kib, l2_mib, memory_gib)                                                        \
@@ -22,6 +23,7 @@ const Machine kMachines[] = {
     {"rtx5090", 120, 170, 99 * 1024, 0},
     {"h100_alone", 90, 132, 227 * 1024, 0}, // refuses every cluster
     {"h100_pairs", 90, 132, 227 * 1024, 1 << 2},
+    {"h100_nvcc13.5", 90, 132, 227 * 1024, QK_CLUSTERS_ALL, 1305},
 };
 struct Shape {
     const char *name;
@@ -35,7 +37,7 @@ const Shape kShapes[] = {
 qk_device device_of(const Machine &m) {
     qk_device d{};
     d.backend = QK_CUDA, d.sm = m.sm, d.units = m.units, d.unit_bytes = m.shared, d.clusters = m.clusters;
-    d.cache_bytes = 50u << 20, d.memory_bytes = uint64_t(24) << 30;
+    d.toolkit = m.toolkit, d.cache_bytes = 50u << 20, d.memory_bytes = uint64_t(24) << 30;
     std::snprintf(d.name, sizeof d.name, "%s", m.name);
     return d;
 }
@@ -112,6 +114,37 @@ TEST(CudaPlan, TheRowDoesNotDependOnM) {
             }
         }
     EXPECT_GT(shapes, 100);
+}
+// Kernels of ldmatrix.s4 are chosen where the binary holds them: a fact of the device as described, and a reason where not.
+TEST(CudaPlan, NibblesAreLoadedWhereNvccKnewHow) {
+    struct Want {
+        const char *form;
+        int sm, toolkit;
+        const char *layout, *why;
+    };
+    const Want table[] = {
+        {"w4a8_channel", 90, 1304, "cuda/s4a8", ""},
+        {"w3a8_static", 90, 1305, "cuda/s4a8", ""},
+        {"w4a8_channel", 90, 1300, "cuda/w4a8", "built by nvcc 13.0, ldmatrix.s4 needs 13.4"},
+        {"w4a8_channel", 90, 0, "cuda/w4a8", "nvcc not named, ldmatrix.s4 needs 13.4"},
+        {"w4a8_channel", 80, 1305, "cuda/w4a8", "sm_80, needed sm_90"},
+        {"w4a8_channel", 100, 1305, "cuda/w4a8", "sm_100, needed sm_90"},
+        {"w4a8_points", 90, 1305, "cuda/w4a8", "scales or zeros inside a row, or differences beyond -8..7"},
+        {"w4a8_g128", 90, 1305, "cuda/w4a8", "scales or zeros inside a row, or differences beyond -8..7"},
+    };
+    int found = 0;
+    for (const Want &want : table)
+        for (const Scheme &s : schemes()) {
+            if (s.name != std::string(want.form)) continue;
+            qk_device d = device_of({"machine", want.sm, 132, 227 * 1024, want.toolkit});
+            qk_shape shape = shape_of(s, 4096, 4096);
+            std::map<std::string, std::string> reasons;
+            shape.layout = qk_layout_choose(&d, &shape, collect, &reasons);
+            EXPECT_STREQ(shape.layout->name, want.layout) << want.form << " nvcc " << want.toolkit << " sm_" << want.sm;
+            EXPECT_EQ(reasons["cuda/s4a8"], want.why);
+            found++;
+        }
+    EXPECT_EQ(found, int(std::size(table)));
 }
 // Splits of k are the blocks of a cluster where as many clusters run at once as the tiles need; else a workspace.
 TEST(CudaPlan, SplitsAreSummedInClustersThatFit) {

@@ -14,6 +14,8 @@ def block_bytes(family, units, detail=""):
         return 8192, 8192
     if family == "w2a8":  # units: bits of a code
         return 1024 * units, 1024 * units
+    if family == "s4a8":
+        return CODES, CODES
     if family == "w4a8":
         return CODES + units * 128, CODES + units * 128
     if family == "w4a16":
@@ -120,7 +122,7 @@ def of_plan(plan):
             return f"gemm_wxa16_sm90: sm90::gemm_units<wxa16_sm90::{wide}, {tok}>"
         if family == "w4a16" and plan["bf16"]:
             return f"gemm_w4a16_sm90: sm90::gemm_units<w4a16_sm90::Bfloat<{units}>, {tok}>"
-        form = "" if family == "w8a8" else f"<{plan['bits'] if family == 'w2a8' else signed or units}>"
+        form = "" if family in ("w8a8", "s4a8") else f"<{plan['bits'] if family == 'w2a8' else signed or units}>"
         return f"gemm_{family}_sm90: sm90::gemm<{family}_sm90::Format{form}, {tok}, {cluster}>"
     if family == "w8a8":
         return f"gemm_w8a8_sm80: sm80::gemm<w8a8_sm80::Format, {tok}>"

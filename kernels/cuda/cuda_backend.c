@@ -1,16 +1,15 @@
 /* The lists of the cuda backend: layouts, rows, ops. First yes wins. */
 #include "cuda_backend.h"
 
-static const qk_layout *const layouts[] = {&qk_cuda_w1a1,  &qk_cuda_w2a8,  &qk_cuda_w4a8, &qk_cuda_w8a8,
-                                            &qk_cuda_w4a16, &qk_cuda_wxa16, &qk_cuda_k,    &qk_cuda_any,
-                                            0};
+static const qk_layout *const layouts[] = {&qk_cuda_w1a1,  &qk_cuda_w2a8,  &qk_cuda_s4a8, &qk_cuda_w4a8, &qk_cuda_w8a8,
+                                            &qk_cuda_w4a16, &qk_cuda_wxa16, &qk_cuda_k,    &qk_cuda_any,  0};
 static const qk_row *const rows[] = {&qk_cuda_w8a8_sm90_row,  &qk_cuda_w8a8_sm80_row,  &qk_cuda_w4a8_sm90_row,
                                      &qk_cuda_w4a8_sm80_row,  &qk_cuda_w4a16_sm90_row, &qk_cuda_w4a16_sm80_row,
                                      &qk_cuda_w4a16_simt_row, &qk_cuda_wxa16_sm90_row, &qk_cuda_wxa16_sm80_row,
                                      &qk_cuda_wxa16_simt_row, &qk_cuda_ka16_sm90_row,  &qk_cuda_ka16_sm80_row,
                                      &qk_cuda_ka16_simt_row,  &qk_cuda_ka8_sm80_row,   &qk_cuda_w2a8_sm90_row,  &qk_cuda_w2a8_sm80_row,
                                      &qk_cuda_w1a1_sm80_row,  &qk_cuda_w1a1_popc_row,  &qk_cuda_dense_sm90_row,
-                                     &qk_cuda_dense_sm80_row, &qk_cuda_any_row,        0};
+                                     &qk_cuda_dense_sm80_row, &qk_cuda_s4a8_sm90_row,  &qk_cuda_any_row,        0};
 
 static size_t x_bytes(const qk_device *device, const qk_shape *next, int64_t m, int32_t float_type, qk_x *out) {
     (void)device;

@@ -13,9 +13,9 @@ void qk_cuda_release(const qk_device *device, void *block);
 qe_status qk_cuda_copy(const qk_queue *queue, void *dst, const void *src, size_t bytes, qe_error *err);
 qe_status qk_cuda_wait(const qk_queue *queue, qe_error *err);
 
-extern const qk_layout qk_cuda_w1a1, qk_cuda_w2a8, qk_cuda_w8a8, qk_cuda_w4a8, qk_cuda_w4a16, qk_cuda_wxa16, qk_cuda_k,
+extern const qk_layout qk_cuda_w1a1, qk_cuda_w2a8, qk_cuda_w8a8, qk_cuda_s4a8, qk_cuda_w4a8, qk_cuda_w4a16, qk_cuda_wxa16, qk_cuda_k,
     qk_cuda_any;
-extern const qk_row qk_cuda_w8a8_sm90_row, qk_cuda_w8a8_sm80_row, qk_cuda_w4a8_sm90_row, qk_cuda_w4a8_sm80_row,
+extern const qk_row qk_cuda_w8a8_sm90_row, qk_cuda_w8a8_sm80_row, qk_cuda_s4a8_sm90_row, qk_cuda_w4a8_sm90_row, qk_cuda_w4a8_sm80_row,
     qk_cuda_w4a16_sm90_row, qk_cuda_w4a16_sm80_row, qk_cuda_w4a16_simt_row, qk_cuda_wxa16_sm90_row,
     qk_cuda_wxa16_sm80_row, qk_cuda_wxa16_simt_row, qk_cuda_ka16_sm90_row, qk_cuda_ka16_sm80_row,
     qk_cuda_ka16_simt_row, qk_cuda_ka8_sm80_row, qk_cuda_w2a8_sm90_row, qk_cuda_w2a8_sm80_row,
@@ -82,6 +82,10 @@ static inline int64_t qk_w4a8_band_bytes(const qe_quant *q, int64_t k) {
 static inline int64_t qk_w4a16_band_bytes(const qe_quant *q, int64_t k) {
     return qk_w4_blocks(k) * 2 * qk_w4a16_block_bytes(q, k);
 }
+
+/* ---- layout cuda/s4a8: weights that have no units in cuda/w4a8, for ldmatrix.s4. Bands as there; in a block column
+ * 32s + 16h + c of row 16w + 8r + g lies at 1024w + 256s + 64 * (2h + r) + 8g + c / 2, even columns in low nibbles. */
+enum { QK_S4_TOOLKIT = 1304 }; /* the first nvcc that knows it */
 
 /* ---- layout cuda/w2a8: signs and codes of 1 or 2 bits; bands of 128 rows, k padded to blocks of 128 columns.
  * band: [blocks][2 halves of 64 rows][block], float scale[128], int32 sum of the row's values[128]

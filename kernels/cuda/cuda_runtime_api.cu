@@ -37,6 +37,7 @@ int facts(int ordinal, qk_device *out) {
     out->units = p.multiProcessorCount;
     out->sm = p.major * 10 + p.minor;
     out->unit_bytes = uint32_t(p.sharedMemPerBlockOptin);
+    out->toolkit = __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__;
     out->cache_bytes = uint64_t(p.l2CacheSize);
     out->memory_bytes = p.totalGlobalMem;
     std::strncpy(out->name, p.name, sizeof out->name - 1);

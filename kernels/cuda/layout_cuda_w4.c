@@ -1,4 +1,4 @@
-/* Layouts cuda/w4a8 and cuda/w4a16: codes of up to 4 bits in the order of A fragments. See cuda_backend.h. */
+/* Layouts cuda/w4a8, cuda/s4a8 and cuda/w4a16: codes of up to 4 bits in the order of A fragments. See cuda_backend.h. */
 #include "cuda_backend.h"
 #include "cuda_pack.h"
 
@@ -18,14 +18,21 @@ typedef struct place {
     size_t byte;
     int shift;
 } place;
+enum order { FOR_INT8, FOR_16_BITS, FOR_LDMATRIX };
 /* Where the code of (row, k) lies. */
-static place code_at(int64_t block_bytes, bool int8_steps, int64_t row, int64_t k) {
+static place code_at(int64_t block_bytes, enum order order, int64_t row, int64_t k) {
+    const bool int8_steps = order == FOR_INT8;
     const int64_t in = k % QK_W4_BLOCK_K, r64 = row % 64, r = r64 % 16 / 8;
     const int64_t column = in % (int8_steps ? 32 : 16), high = column / (int8_steps ? 16 : 8);
     const int64_t c = int8_steps ? column % 16 / 4 : column % 8 / 2;
     const int64_t thread = r64 / 16 * 32 + r64 % 8 * 4 + c, word = in / 32 * 2 + r;
     const int64_t byte = int8_steps ? column % 4 : column % 2 * 2 + in / 16 % 2;
     const int64_t block = (k / QK_W4_BLOCK_K * 2 + row / 64) * block_bytes;
+    if (order == FOR_LDMATRIX) {
+        const int64_t matrix = in % 32 / 16 * 2 + r;
+        place m = {(size_t)(block + r64 / 16 * 1024 + in / 32 * 256 + matrix * 64 + r64 % 8 * 8 + in % 16 / 2), (int)(in % 2 * 4)};
+        return m;
+    }
     place p = {(size_t)(block + word / 4 * 2048 + thread * 16 + word % 4 * 4 + byte), (int)(4 * high)};
     return p;
 }
@@ -44,19 +51,20 @@ static int64_t group_of(const qe_quant *q, int64_t k, int64_t block, int unit) {
     return q->group_k ? column / q->group_k : 0;
 }
 /* Nibbles are codes less `zero`, modulo 16. */
-static void pack_codes(const qk_shape *s, const qe_qtensor *band, int64_t block_bytes, bool int8_steps, int zero, uint8_t *out) {
+static void pack_codes(const qk_shape *s, const qe_qtensor *band, int64_t block_bytes, enum order order, int zero, uint8_t *out) {
     const uint8_t *codes = band->codes;
     for (int64_t r = 0; r < band->n; r++)
         for (int64_t k = 0; k < s->k; k++) {
-            const place p = code_at(block_bytes, int8_steps, r, k);
+            const place p = code_at(block_bytes, order, r, k);
             out[p.byte] = (uint8_t)(out[p.byte] | ((codes[r * s->k + k] - zero) & 15) << p.shift);
         }
 }
-static void unpack_codes(const qk_shape *s, qe_qtensor *band, int64_t block_bytes, bool int8_steps, int zero, const uint8_t *in) {
+static void unpack_codes(const qk_shape *s, qe_qtensor *band, int64_t block_bytes, enum order order, int zero,
+                         const uint8_t *in) {
     uint8_t *codes = band->codes;
     for (int64_t r = 0; r < band->n; r++)
         for (int64_t k = 0; k < s->k; k++) {
-            const place p = code_at(block_bytes, int8_steps, r, k);
+            const place p = code_at(block_bytes, order, r, k);
             codes[r * s->k + k] = (uint8_t)(((in[p.byte] >> p.shift) + zero) & 15);
         }
 }
@@ -107,14 +115,14 @@ static float row_scale(const qe_quant *q, const qe_qtensor *band, int64_t r) {
     if (two_level(q)) level.scale = q->super;
     return qk_pack_scale(&level, two_level(q) ? band->super : band->scales, r);
 }
-static void w4a8_pack(const qk_shape *s, const qe_qtensor *band, void *dst) {
+static void pack_int8(const qk_shape *s, const qe_qtensor *band, enum order order, void *dst) {
     const qe_quant *q = &s->quant;
     const int64_t block_bytes = qk_w4a8_block_bytes(q, s->k), blocks = qk_w4_blocks(s->k), groups = group_count(q, s->k);
     const uint8_t *codes = band->codes, *zeros = band->zeros, *scales = band->scales;
     const int units = qk_w4a8_units(q, s->k);
     uint8_t *out = dst, *trailer = out + blocks * 2 * block_bytes;
     memset(out, 0, w4a8_band_bytes(s));
-    pack_codes(s, band, block_bytes, true, units ? 0 : q->zero_const, out);
+    pack_codes(s, band, block_bytes, order, units ? 0 : q->zero_const, out);
     for (int64_t r = 0; r < band->n; r++) {
         for (int64_t b = 0; b < blocks; b++)
             for (int unit = 0; unit < units; unit++) {
@@ -135,14 +143,13 @@ static void w4a8_pack(const qk_shape *s, const qe_qtensor *band, void *dst) {
         memcpy(trailer + 4 * QK_W4_ROWS + 4 * r, &sum, 4);
     }
 }
-static void w4a8_unpack(const qk_shape *s, const void *head, const void *src, qe_qtensor *band) {
+static void unpack_int8(const qk_shape *s, const void *src, enum order order, qe_qtensor *band) {
     const qe_quant *q = &s->quant;
     const int64_t block_bytes = qk_w4a8_block_bytes(q, s->k), blocks = qk_w4_blocks(s->k), groups = group_count(q, s->k);
     const uint8_t *in = src, *trailer = in + blocks * 2 * block_bytes;
     const int units = qk_w4a8_units(q, s->k);
     uint8_t *zeros = band->zeros, *scales = band->scales;
-    (void)head;
-    unpack_codes(s, band, block_bytes, true, units ? 0 : q->zero_const, in);
+    unpack_codes(s, band, block_bytes, order, units ? 0 : q->zero_const, in);
     for (int64_t r = 0; r < band->n; r++) {
         for (int64_t b = 0; b < blocks; b++)
             for (int unit = 0; unit < units; unit++) {
@@ -159,8 +166,36 @@ static void w4a8_unpack(const qk_shape *s, const void *head, const void *src, qe
         qk_unpack_scale(&level, scale, two_level(q) ? band->super : band->scales, r);
     }
 }
+static void w4a8_pack(const qk_shape *s, const qe_qtensor *band, void *dst) {
+    pack_int8(s, band, FOR_INT8, dst);
+}
+static void w4a8_unpack(const qk_shape *s, const void *head, const void *src, qe_qtensor *band) {
+    (void)head;
+    unpack_int8(s, src, FOR_INT8, band);
+}
 const qk_layout qk_cuda_w4a8 = {"cuda/w4a8",     2,         QK_W4_ROWS, w4a8_supports, head_bytes,
                                 w4a8_band_bytes, pack_head, w4a8_pack,  w4a8_unpack,   NULL};
+
+/* ---- cuda/s4a8: one row, of sm_90a -------------------------------------------------------------------------------- */
+static bool s4a8_supports(const qk_device *device, const qk_shape *s, qk_why *why) {
+    if (device->sm / 10 != 9) return qk_no(why, "sm_%d, needed sm_90", (int)device->sm);
+    if (!device->toolkit) return qk_no(why, "nvcc not named, ldmatrix.s4 needs 13.4");
+    if (device->toolkit < QK_S4_TOOLKIT)
+        return qk_no(why, "built by nvcc %d.%d, ldmatrix.s4 needs 13.4", (int)device->toolkit / 100, (int)device->toolkit % 100);
+    if (device->unit_bytes < 227 * 1024) return qk_no(why, "%u bytes of shared memory", device->unit_bytes);
+    if (!w4a8_supports(device, s, why)) return false;
+    if (qk_w4a8_units(&s->quant, s->k)) return qk_no(why, "scales or zeros inside a row, or differences beyond -8..7");
+    return true;
+}
+static void s4a8_pack(const qk_shape *s, const qe_qtensor *band, void *dst) {
+    pack_int8(s, band, FOR_LDMATRIX, dst);
+}
+static void s4a8_unpack(const qk_shape *s, const void *head, const void *src, qe_qtensor *band) {
+    (void)head;
+    unpack_int8(s, src, FOR_LDMATRIX, band);
+}
+const qk_layout qk_cuda_s4a8 = {"cuda/s4a8",     1,         QK_W4_ROWS, s4a8_supports, head_bytes,
+                                w4a8_band_bytes, pack_head, s4a8_pack,  s4a8_unpack,   NULL};
 
 /* ---- cuda/w4a16 -------------------------------------------------------------------------------------------------- */
 static bool w4a16_supports(const qk_device *device, const qk_shape *s, qk_why *why) {
@@ -187,7 +222,7 @@ static void w4a16_pack(const qk_shape *s, const qe_qtensor *band, void *dst) {
     const uint16_t *scales = band->scales;
     uint8_t *out = dst;
     memset(out, 0, w4a16_band_bytes(s));
-    pack_codes(s, band, block_bytes, false, 0, out);
+    pack_codes(s, band, block_bytes, FOR_16_BITS, 0, out);
     for (int64_t r = 0; r < band->n; r++)
         for (int64_t b = 0; b < blocks; b++)
             for (int unit = 0; unit < units; unit++) {
@@ -206,7 +241,7 @@ static void w4a16_unpack(const qk_shape *s, const void *head, const void *src, q
     const uint8_t *in = src;
     uint16_t *scales = band->scales;
     (void)head;
-    unpack_codes(s, band, block_bytes, false, 0, in);
+    unpack_codes(s, band, block_bytes, FOR_16_BITS, 0, in);
     for (int64_t r = 0; r < band->n; r++)
         for (int64_t b = 0; b < blocks; b++)
             for (int unit = 0; unit < units; unit++) {

@@ -69,6 +69,20 @@ template <> struct W4A8<0> {
     }
 };
 
+// The same nibbles in the order of layout cuda/s4a8: ldmatrix widens them to int8 on their way into A registers.
+struct S4A8 {
+    using Context = W4Zeros;
+    static constexpr int kSteps = 2, kBlockBytes = QK_W4_CODE_BYTES, kShift = 0;
+    uint32_t row; // of 8 bytes that the lane points ldmatrix at
+    PTX_FN void load(uint32_t block, int t, const W4Zeros &) { row = block + uint32_t(t / 32 * 1024 + t % 32 * 8); }
+#ifdef PTX_HAS_LDMATRIX_S4
+    PTX_FN void unpack(uint32_t (&f)[kSteps][4], int half) const {
+#pragma unroll
+        for (int st = 0; st < kSteps; st++) ptx::ldmatrix_x4_s8_s4(f[st], row + uint32_t(half * 512 + st * 256));
+    }
+#endif
+};
+
 // w = fl16((c - z) * s): 1024 + c and 1024 + 16 c are made by one LOP3, the difference c - z is exact.
 template <int kUnits> struct W4A16 {
     using Context = W4Zeros;

@@ -20,7 +20,7 @@ struct Options {
 };
 struct Device {
     Options options;
-    int sm = 0, units = 0;
+    int sm = 0, units = 0, toolkit = 0;
     uint32_t clusters = 0;
 };
 inline Device &device() {

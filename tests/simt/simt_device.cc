@@ -28,7 +28,7 @@ int select(int) {
 }
 int facts(int, qk_device *out) {
     out->flags = QK_DEVICE_EMULATED;
-    out->units = device().units;
+    out->units = device().units, out->toolkit = device().toolkit;
     out->sm = device().sm;
     out->unit_bytes = device().shared_bytes;
     out->cache_bytes = 50u << 20;

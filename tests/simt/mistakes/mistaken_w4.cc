@@ -1,6 +1,6 @@
 // The pipelines of 4-bit weights on one shape, against exact sums: built from copies of kernels/cuda that carry a seeded
-// mistake. KERNEL: 80, 90 (w4a8), 81 (w4a8 without zeros and groups) or 16 (w4a16 on sm_90, values chosen so that fp32 sums
-// are exact).
+// mistake. KERNEL: 80, 90 (w4a8), 81 (w4a8 without zeros and groups), 91 (s4a8) or 16 (w4a16 on sm_90, values chosen so that
+// fp32 sums are exact).
 #include "gemm_sm80.cuh"
 #include "gemm_sm90.cuh"
 #include "w4_unpack.cuh"
@@ -12,12 +12,13 @@
 #include <vector>
 
 using namespace qk_cuda;
-constexpr bool kFloat = KERNEL == 16, kSigned = KERNEL == 81;
+constexpr bool kFloat = KERNEL == 16, kSigned = KERNEL == 81 || KERNEL == 91;
 constexpr int kTokens = 16;
 using Sum = std::conditional_t<kFloat, float, int32_t>;
 using Value = std::conditional_t<kFloat, uint16_t, int8_t>;
 
-struct Format : std::conditional_t<kFloat, W4A16<4>, W4A8<kSigned ? 0 : 4>> {
+using Unpacked = std::conditional_t<kFloat, W4A16<4>, W4A8<kSigned ? 0 : 4>>;
+struct Format : std::conditional_t<KERNEL == 91, S4A8, Unpacked> {
     using Acc = Sum;
     static constexpr int kXBytes = sizeof(Value);
     static constexpr bool kFromShared = false, kTotals = kFloat, kPromotes = false;
@@ -73,7 +74,7 @@ int main() {
     qe_qtensor t{};
     t.quant = q, t.n = n, t.k = k, t.rows = n, t.codes = codes.data(), t.zeros = zeros.data(), t.super = super.data();
     t.scales = kFloat ? static_cast<void *>(halves.data()) : kSigned ? static_cast<void *>(super.data()) : scales.data();
-    const qk_layout &layout = kFloat ? qk_cuda_w4a16 : qk_cuda_w4a8;
+    const qk_layout &layout = kFloat ? qk_cuda_w4a16 : KERNEL == 91 ? qk_cuda_s4a8 : qk_cuda_w4a8;
     std::vector<unsigned char> packed(layout.band_bytes(&shape));
     layout.pack(&shape, &t, packed.data());
 

@@ -49,7 +49,7 @@ function(build_and_run name kernel)
     set(output "${output}" PARENT_SCOPE)
 endfunction()
 
-foreach(kernel 80 81 90 16 811 812 821 880 881 882 890 891 892 893 894 895 896 897 1680 1684 1685 1690 1694 3000 4080 4081
+foreach(kernel 80 81 90 91 16 811 812 821 880 881 882 890 891 892 893 894 895 896 897 1680 1684 1685 1690 1694 3000 4080 4081
         4090 4091 4092 4093 5006 5008 5080 5086 5090 5180)
     file(REMOVE_RECURSE ${WORK}/none_${kernel})
     file(COPY ${sources} DESTINATION ${WORK}/none_${kernel})
