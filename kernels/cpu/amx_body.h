@@ -9,8 +9,7 @@
 #include "amx.h"
 
 enum { AMX_TILE = 16, AMX_ROWS = 32, AMX_LINE = 64, AMX_SUMS = AMX_ROWS * PANEL_COLUMNS,
-       AMX_QUARTER = AMX_TILE * AMX_TILE,
-       AMX_SWEEP = 1024 * 1024 /* half the L2 of every CPU that has AMX */ };
+       AMX_QUARTER = AMX_TILE * AMX_TILE };
 
 static bool amx_whole(const panel_format *f) { return f->scale == PANEL_CHANNEL || f->scale == PANEL_INT; }
 

@@ -8,12 +8,12 @@
 #include "decoded_body.h"
 
 const panel_isa panel_isa_avx512 = {
-    .name = "avx512", .bias8 = V_BIAS8, .max_rows = V_MAX_ROWS, .kernel = kernel_find, .sweep_bytes = PANEL_SWEEP,
+    .name = "avx512", .bias8 = V_BIAS8, .max_rows = V_MAX_ROWS, .kernel = kernel_find,
     .prepare_row = prepare_row, .rope_head = rope_head, .attend = attend, .attend_queries = ATTEND_QUERIES,
 };
 const panel_isa panel_isa_amx = {
     .name = "amx", .bias8 = V_BIAS8, .max_rows = AMX_ROWS, .kernel = amx_find,
-    .wide = amx_wide, .widen = amx_widen, .wide_tiles = 1, .lines = amx_lines, .sweep_bytes = AMX_SWEEP,
+    .wide = amx_wide, .widen = amx_widen, .wide_tiles = 1, .lines = amx_lines,
     .enter = amx_enter, .leave = amx_leave,
     .prepare_row = prepare_row, .rope_head = rope_head, .attend = attend, .attend_queries = ATTEND_QUERIES,
 };

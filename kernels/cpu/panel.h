@@ -11,8 +11,7 @@
 #include <qk.h>
 #include "attention.h"
 
-enum { PANEL_COLUMNS = 32, PANEL_MAX_ROWS = 32, PANEL_HEAD = 128, PANEL_HEAD_DIM = 1024,
-       PANEL_SWEEP = 256 * 1024 /* half the L2 of small cores */ };
+enum { PANEL_COLUMNS = 32, PANEL_MAX_ROWS = 32, PANEL_HEAD = 128, PANEL_HEAD_DIM = 1024 };
 
 typedef enum panel_scale {
     PANEL_CHANNEL,   /* one fp32 scale a row in the panel head; int32 sums over all of k */
@@ -68,7 +67,6 @@ typedef struct panel_isa {
     void (*widen)(const panel_format *format, const uint8_t *panel, const panel_format *wide, uint8_t *out);
     int32_t wide_tiles;       /* it pays from this many tiles on */
     bool (*lines)(const panel_format *format, int32_t rows);   /* whether a tile's activations lie in lines; NULL: never */
-    int32_t sweep_bytes;      /* of activations held against one panel */
     /* Around the kernels of a task that has tiles in lines, with the format these read; or NULL. */
     void (*enter)(const panel_format *format);
     void (*leave)(void);
