@@ -49,7 +49,8 @@ def tile80(family, units, tok, detail):
     xbytes = 1 if family.endswith("a8") else 2
     used, largest = block_bytes(family, units, detail)
     stage = tok * 128 * xbytes + 2 * largest
-    stages = min(8, 48 * 1024 // stage) if stage <= 8 * 1024 else 3 if 3 * stage <= 99 * 1024 else 2
+    two_fit = family == "w4a16" and detail == "Half" and tok > 16 and 2 * (2 * stage + 1024) <= 100 * 1024
+    stages = min(8, 48 * 1024 // stage) if stage <= 8 * 1024 else 3 if 3 * stage <= 99 * 1024 and not two_fit else 2
     return dict(rows=128, tok=tok, bk=128, threads=256, mma_warps=8, stages=stages,
                 shared=max(stages * stage, tok * 132 * 4), w_stage=2 * used, x_stage=tok * 128 * xbytes, xbits=8 * xbytes)
 

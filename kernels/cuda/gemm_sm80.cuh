@@ -57,7 +57,11 @@ template <class F> struct Args {
 template <class F, int kTok> struct Config {
     static constexpr int kXTile = kTok * 128, kXStage = kXTile * F::kXBytes, kStage = kXStage + 2 * F::kBlockBytes;
     static constexpr int kSmall = kSmallRing / kStage < 8 ? kSmallRing / kStage : 8;
-    static constexpr int kStages = kStage <= kSmallStage ? kSmall : 3 * kStage <= kLeastShared ? 3 : 2;
+    // 16-bit formats that scale in registers leave room for a second block, or a third of 16 tokens: ptxas is told. One unpacks
+    // while another multiplies; where two rings of two stages fit every device, they are that small.
+    static constexpr int kBlocks = F::kXBytes == 1 || F::kPromotes ? 1 : kTok == 16 ? 3 : 2;
+    static constexpr bool kTwoFit = kBlocks == 2 && 2 * (2 * kStage + 1024) <= kLeastShared + 1024;
+    static constexpr int kStages = kStage <= kSmallStage ? kSmall : 3 * kStage <= kLeastShared && !kTwoFit ? 3 : 2;
     // A warp computes 16 rows of all tokens; of 128 tokens 32 rows of half of them: it reads fewer bytes of shared memory.
     // Formats that promote keep a row of scales, and have no tile of 128 tokens.
     static constexpr int kRowTiles = kTok == 128 ? 2 : 1, kWarpTok = kTok / kRowTiles, kRowWarps = 8 / kRowTiles;
@@ -172,7 +176,7 @@ template <class C> PTX_FN uint32_t next_stage(uint32_t stage, uint32_t base) {
 }
 
 template <class F, int kTok>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, Config<F, kTok>::kBlocks)
     gemm(const __grid_constant__ Args<F> args, const Partial<typename F::Acc> partial) {
     using C = Config<F, kTok>;
     using Acc = typename F::Acc;
@@ -266,9 +270,12 @@ void plan_of(const qk_device *device, const qk_gemm *g, int largest, int chunk_b
     constexpr int kColumns = Block<F>::kColumns;
     const int blocks = int((g->w.k + kColumns - 1) / kColumns), bands = int((g->w.n + kRows - 1) / kRows);
     const int64_t tiles = bands * ((g->m + tokens - 1) / tokens);
+    // Tiles of 64 tokens: units count as often as blocks share one.
+    const int together = int((device->unit_bytes + 1024) / (Config<F, 64>::kSharedBytes + 1024));
+    const int64_t slots = instance == 2 && together > 1 ? int64_t(device->units) * Config<F, 64>::kBlocks : device->units;
     int split = blocks;
-    if (g->m > 64 ? tiles * 2 <= device->units : tiles < device->units) {
-        int splits = device->units / tiles < 8 ? int(device->units / tiles) : 8;
+    if (g->m > 64 ? tiles * 2 <= slots : tiles < slots) {
+        int splits = slots / tiles < 8 ? int(slots / tiles) : 8;
         while (splits > 1 && blocks / splits * kColumns < 4 * kBlockK) splits--;
         split = chunk_blocks ? chunk_blocks : (blocks + splits - 1) / splits;
     }

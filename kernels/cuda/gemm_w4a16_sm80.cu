@@ -37,10 +37,10 @@ bool supports_sm80(const qk_device *device, const qk_gemm *g, qk_why *why) {
     return float_output(g, why);
 }
 void plan_sm80(const qk_device *device, const qk_gemm *g, qk_plan *out) {
-    if (qk_w4_units(&g->w.quant, g->w.k) == 1)
-        sm80::plan_of<Half<1>>(device, g, 2, chunk_blocks(g->w), out); // bf16 has the same stages
-    else
-        sm80::plan_of<Half<4>>(device, g, 2, chunk_blocks(g->w), out);
+    const bool fine = qk_w4_units(&g->w.quant, g->w.k) == 4;
+    auto *const form = g->x.code == QE_CODE_F16 ? (fine ? sm80::plan_of<Half<4>> : sm80::plan_of<Half<1>>)
+                                                : (fine ? sm80::plan_of<Bfloat<4>> : sm80::plan_of<Bfloat<1>>);
+    form(device, g, 2, chunk_blocks(g->w), out);
 }
 template <class F>
 qe_status run_format(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
