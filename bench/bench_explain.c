@@ -31,11 +31,14 @@ int bench_each_shape(const char *text, bench_shape_visit *visit, void *ctx) {
     return BENCH_USAGE;
 }
 
+#ifndef QE_CUDA_TOOLKIT
+#define QE_CUDA_TOOLKIT 0     /* this build has no kernels for a GPU */
+#endif
 static const qk_device gpus[] = {
 #define GPU(id, title, sm_, units_, shared_kib, l2_mib, memory_gib)                                                       \
     {.backend = QK_CUDA, .units = units_, .sm = sm_, .unit_bytes = shared_kib * 1024u, .cache_bytes = l2_mib * 1048576ull, \
      .memory_bytes = memory_gib * 1073741824ull, .name = id,                                                           \
-     .clusters = sm_ / 10 == 9 ? QK_CLUSTERS_ALL : 0},
+     .clusters = sm_ / 10 == 9 ? QK_CLUSTERS_ALL : 0, .toolkit = QE_CUDA_TOOLKIT},
 #include "gpus.txt"
 #undef GPU
 };

@@ -46,14 +46,12 @@ bench_roof_meter *bench_roof_create(const qe_device *device) {
     memset(meter->buffer, 1, BUFFER_BYTES);
     meter->isa = "scalar";
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    const uint32_t isa = meter->queue.device->isa;      /* QE_ISA may hold some back */
+    if (isa & QK_ISA_AVX2)
         meter->int8 = bench_int8_avx2, meter->fp32 = bench_fp32_avx2, meter->isa = "avx2";
-    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl"))
+    if (isa & QK_ISA_VNNI512)
         meter->int8 = bench_int8_avx512, meter->fp32 = bench_fp32_avx512, meter->isa = "avx512vnni";
-    qk_device facts;
-    qe_error  err;
-    if (!qk_backend_of(QK_CPU)->describe(0, &facts, &err) && facts.isa & QK_ISA_AMX)
+    if (isa & QK_ISA_AMX)
         meter->int8 = bench_int8_amx, meter->isa = "amx+avx512";
 #endif
     return meter;

@@ -201,6 +201,25 @@ TEST(CpuGemmHeights, AreThoseTheTestsCount) {
     EXPECT_FALSE(Isas().empty()) << "nothing is tested on this machine";
 }
 
+// Activations of many sweeps: a panel is unpacked, and walked, once for each.
+TEST_P(CpuGemm, ManySweeps) {
+    const Format &format = Formats()[GetParam()];
+    std::mt19937 rng(9);
+    const int64_t m = 107, n = 70, k = 512;
+    Tensor t = MakeTensor(format.quant, n, k, rng);
+    const qe_act act = format.Input(format.act_groups[0]);
+    std::vector<float> x = MakeX(m, k, rng);
+    Loaded ref;
+    ASSERT_NO_FATAL_FAILURE(Load(ref, QK_REF, 0, 1, t, act));
+    std::vector<float> want = RunLinear(ref, x, m, false);
+    for (uint32_t isa : Isas()) {
+        Loaded cpu;
+        ASSERT_NO_FATAL_FAILURE(Load(cpu, QK_CPU, isa, 2, t, act));
+        cpu.device.unit_bytes = 1;
+        ASSERT_EQ(Different(RunLinear(cpu, x, m, true), want), 0) << format.name << ", isa " << isa;
+    }
+}
+
 TEST_P(CpuGemm, UnpackAndRowReturnTheValues) {
     const Format &format = Formats()[GetParam()];
     std::mt19937 rng(2);

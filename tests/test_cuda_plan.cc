@@ -136,7 +136,7 @@ TEST(CudaPlan, NibblesAreLoadedWhereNvccKnewHow) {
     for (const Want &want : table)
         for (const Scheme &s : schemes()) {
             if (s.name != std::string(want.form)) continue;
-            qk_device d = device_of({"machine", want.sm, 132, 227 * 1024, want.toolkit});
+            qk_device d = device_of({"machine", want.sm, 132, 227 * 1024, want.sm == 90 ? uint32_t(QK_CLUSTERS_ALL) : 0u, want.toolkit});
             qk_shape shape = shape_of(s, 4096, 4096);
             std::map<std::string, std::string> reasons;
             shape.layout = qk_layout_choose(&d, &shape, collect, &reasons);

@@ -71,7 +71,8 @@ static void futex_wake(atomic_uint *word) {
 
 /* Until *word differs from `seen`. `sleepers` is raised before the last look, and whoever changes the word looks at
  * `sleepers` after it did (both sequentially consistent), so no wake-up is lost. The waker lowers it: a thread that is
- * awake but has no CPU yet is not woken again by each task that goes by. */
+ * awake but has no CPU yet is not woken again by each task that goes by. Threads sleep on `sleepers`, not on the word: a waker
+ * that was held up since an earlier task lowers it as well, and then wakes them to look again. */
 static void wait_change(atomic_uint *word, unsigned seen, atomic_uint *sleepers, int32_t spin_us) {
     uint64_t end = spin_us ? qe_os_now_us() + (uint64_t)spin_us : 0;
     do {
@@ -83,12 +84,12 @@ static void wait_change(atomic_uint *word, unsigned seen, atomic_uint *sleepers,
     for (;;) {
         atomic_store(sleepers, 1);
         if (atomic_load(word) != seen) return;
-        futex_wait(word, seen);
+        futex_wait(sleepers, 1);
     }
 }
 
-static void wake(atomic_uint *word, atomic_uint *sleepers) {
-    if (atomic_load(sleepers) && atomic_exchange(sleepers, 0)) futex_wake(word);
+static void wake(atomic_uint *sleepers) {
+    if (atomic_load(sleepers) && atomic_exchange(sleepers, 0)) futex_wake(sleepers);
 }
 
 static void run_alone(qe_pool_task *task, void *arg, int32_t count) {
@@ -104,7 +105,7 @@ static void run_claims(qe_pool *p) {
         if (!atomic_compare_exchange_weak_explicit(&p->left, &left, left - 1, memory_order_acq_rel, memory_order_relaxed))
             continue;
         p->task(p->arg, p->count - left, p->count);
-        if (atomic_fetch_sub(&p->running, 1) == 1) wake(&p->running, &p->caller_sleeps);
+        if (atomic_fetch_sub(&p->running, 1) == 1) wake(&p->caller_sleeps);
         left = atomic_load_explicit(&p->left, memory_order_relaxed);
     }
     float_state_leave(saved);
@@ -122,7 +123,7 @@ static void *work(void *arg) {
 
 static void start_generation(qe_pool *p) {
     atomic_fetch_add(&p->generation, 1);
-    wake(&p->generation, &p->sleepers);
+    wake(&p->sleepers);
 }
 
 void qe_pool_run(void *pool, qe_pool_task *task, void *arg, int32_t count) {

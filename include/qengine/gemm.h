@@ -61,6 +61,8 @@ enum { QE_DEVICE_PIN_THREADS = 1 };
 
 /* options may be NULL. The environment is read here, once, and not in privileged processes: QE_BACKEND (auto, ref, cpu,
  * cuda) and QE_THREADS apply where the options say auto and 0; QE_ISA (avx512, avx2, scalar) holds back the CPU backend.
+ * On a CPU with AMX the process asks Linux for its tile state (arch_prctl); from then on Linux refuses signal stacks
+ * (sigaltstack) that do not hold it, some 11 KiB.
  * QE_E_DEVICE: the asked backend is not there, with the reason. */
 QE_API qe_status qe_device_create(const qe_device_options *options, qe_device **out, qe_error *err);
 QE_API void      qe_device_destroy(qe_device *device);

@@ -163,7 +163,7 @@ typedef struct amx_fetch {
 } amx_fetch;
 
 INLINE amx_fetch amx_fetch_begin(const panel_tile *t, int32_t steps) {
-    amx_fetch f = {t->next, t->next + (size_t)t->next_lines * AMX_LINE, (t->next_lines + steps - 1) / steps};
+    amx_fetch f = {t->next, t->next ? t->next + (size_t)t->next_lines * AMX_LINE : NULL, (t->next_lines + steps - 1) / steps};
     return f;
 }
 

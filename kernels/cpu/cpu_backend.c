@@ -8,7 +8,7 @@
 #include "bits.h"
 #include "decoded.h"
 
-enum { HUGE_BYTES = 2 << 20, SMALL_L2 = 512 << 10, LARGE_L2 = 16 << 20 };
+enum { HUGE_BYTES = 2 << 20, SMALL_L2 = 512 << 10, AMX_L2 = 2 << 20, LARGE_L2 = 16 << 20 };
 
 void cpu_parallel(const qk_queue *q, qk_task *task, void *arg, int32_t count) {
     if (q->parallel && count > 1) {
@@ -28,8 +28,11 @@ static qe_status describe(int32_t ordinal, qk_device *out, qe_error *err) {
     out->backend = QK_CPU;
     out->units = 1;
     out->isa = cpu_isa();
-    long l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
-    out->unit_bytes = l2 >= SMALL_L2 && l2 <= LARGE_L2 ? (uint32_t)l2 : SMALL_L2;      /* 0: not known */
+    out->unit_bytes = out->isa & QK_ISA_AMX ? AMX_L2 : SMALL_L2;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    long l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);      /* 0: not known */
+    if (l2 >= SMALL_L2 && l2 <= LARGE_L2) out->unit_bytes = (uint32_t)l2;
+#endif
     cpu_name(out->name, sizeof out->name);
     return QE_OK;
 }

@@ -252,7 +252,7 @@ static void run_task(void *arg, int32_t index, int32_t count) {
                 panel_kernel *kernel = wide ? j->isa->kernel(&j->wide, R) : NULL;
                 t.format = kernel ? &j->wide : f;
                 t.panel = kernel ? unpacked : packed;
-                t.ahead = !kernel && tile == begin && (!lines || panel == first);
+                t.ahead = !kernel && tile == begin && (!in_lines(j, R) || panel == first);
                 if (lines) fetch_part(f, panel + 1 < last ? packed + f->panel_bytes : NULL, tile - begin, end - begin, &t);
                 if (lines) fetch_y(&j->finish, tile * j->isa->max_rows, rows, panel * PANEL_COLUMNS);
                 tile_point(j, tile, &t);
@@ -284,6 +284,13 @@ static void panel_plan(const qk_device *device, const qk_gemm *g, qk_plan *out) 
     out->workspace_bytes = work_bytes(&j, out->block);
 }
 
+/* Half of L2, less where an unpacked panel has to lie beside it, but never so little that panels are unpacked all the time. */
+static size_t sweep_of(const panel_job *j, size_t l2) {
+    size_t wide = j->has_wide ? (size_t)j->wide.panel_bytes : 0, room = l2 / 4 * 3;
+    if (wide < l2 / 4) return l2 / 2;
+    return wide < l2 / 2 ? room - wide : l2 / 4;
+}
+
 static qe_status panel_run(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
     const qk_shape *s = &args->w->shape;
     panel_job j;
@@ -294,11 +301,11 @@ static qe_status panel_run(const qk_plan *plan, const qk_gemm_args *args, const 
         return qe_error_set(err, QE_E_ARGUMENT, "x is not prepared as the weight asks");
     if (!panel_format_of(s, &j.format, NULL)) return qe_error_set(err, QE_E_ARGUMENT, "not a panel weight");
     job_sizes(&j, s, args->x.m);
-    j.sweep_bytes = queue->device->unit_bytes / 2;
+    j.sweep_bytes = sweep_of(&j, queue->device->unit_bytes);
     if (work_bytes(&j, plan->block) > plan->workspace_bytes)
         return qe_error_set(err, QE_E_ARGUMENT, "m %lld is more than planned", (long long)args->x.m);
     int32_t units = (int32_t)plan->block;
-    cpu_parallel(queue, fill_task, &j, j.tiles > units ? units : 1);
+    cpu_parallel(queue, fill_task, &j, j.tiles < units ? j.tiles : units);
     cpu_parallel(queue, run_task, &j, run_tasks(&j, units, queue->device->units));
     return QE_OK;
 }

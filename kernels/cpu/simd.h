@@ -6,8 +6,8 @@
  * bits_flush(); vf_negative() has a bit for every lane below zero. All results are exact modulo 2^32 for activations in [-127, 127]. vf_fold() adds the upper
  * half of the lanes to the lower until one is left.
  *
- * A tile has at most V_MAX_ROWS rows; where float sums must stay in registers beside the integer ones, tiles of more than
- * V_FLOAT_ROWS are walked in halves. */
+ * A tile has at most V_MAX_ROWS rows (24 beside AMX); where float sums must stay in registers beside the integer ones, tiles of
+ * more than V_FLOAT_ROWS are walked in parts. */
 #ifndef SIMD_H
 #define SIMD_H
 #include <math.h>

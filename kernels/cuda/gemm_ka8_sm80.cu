@@ -18,7 +18,7 @@ template <class C> struct Format : C {
     using Acc = float;
     using Context = Tokens;
     static constexpr int kXBytes = 1;
-    static constexpr bool kTotals = true;
+    static constexpr bool kTotals = true, kPromotes = false;
     static constexpr int kLargest = C::kUnitsPerStep == 1 ? 2 : 1; // two products for 32 columns of 64 tokens spill
 };
 

@@ -59,7 +59,7 @@ template <class F, int kTok> struct Config {
     static constexpr int kSmall = kSmallRing / kStage < 8 ? kSmallRing / kStage : 8;
     // 16-bit formats that scale in registers leave room for a second block, or a third of 16 tokens: ptxas is told. One unpacks
     // while another multiplies; where two rings of two stages fit every device, they are that small.
-    static constexpr int kBlocks = F::kXBytes == 1 || F::kPromotes ? 1 : kTok == 16 ? 3 : 2;
+    static constexpr int kBlocks = F::kXBytes == 1 || F::kPromotes || kPowers<F> ? 1 : kTok == 16 ? 3 : 2;
     static constexpr bool kTwoFit = kBlocks == 2 && 2 * (2 * kStage + 1024) <= kLeastShared + 1024;
     static constexpr int kStages = kStage <= kSmallStage ? kSmall : 3 * kStage <= kLeastShared && !kTwoFit ? 3 : 2;
     // A warp computes 16 rows of all tokens; of 128 tokens 32 rows of half of them: it reads fewer bytes of shared memory.

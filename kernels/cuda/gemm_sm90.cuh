@@ -304,7 +304,8 @@ inline int64_t clocks_of(const qk_device *device, const qk_gemm *g, int instance
     const int64_t blocks = (g->w.k + kBlockK - 1) / kBlockK, split = split_blocks_of(device, g, instance, chunk_blocks);
     const int64_t splits = (blocks + split - 1) / split, tiles = tile_count(g, kTiles[instance]) * splits;
     const int64_t waves = (tiles + device->units - 1) / device->units;
-    const int64_t second = splits > 1 ? 1800 + splits * g->m * g->w.n / 640 : 0; // the workspace's bytes through L2
+    // The workspace's bytes through L2, of whole tiles: a plan must not change between their edges.
+    const int64_t m = (g->m + 127) / 128 * 128, second = splits > 1 ? 1800 + splits * m * g->w.n / 640 : 0;
     return waves * (split * block + ends) + second;
 }
 // The instance of a problem that tiles of `instance` would serve, where blocks may share tokens.
