@@ -1,5 +1,5 @@
-/* AVX-512 in software, for kernels/cpu/isa_avx512.c on machines without it: SIMDe's intrinsics and, below, those that
- * release 0.7.4 lacks, as the manual defines them. Included by the compiler before anything else of that one file;
+/* AVX-512 in software, for kernels/cpu/isa_avx512.c and isa_vpopcnt.c on machines without it: SIMDe's intrinsics and, below, those that
+ * release 0.7.4 lacks, as the manual defines them. Included by the compiler before anything else of them;
  * test_avx512_model.cc holds every intrinsic the kernels use against its definition. */
 #ifndef AVX512_MODEL_H
 #define AVX512_MODEL_H
@@ -7,6 +7,7 @@
 #include <simde/x86/avx512.h>
 #include <simde/x86/f16c.h>
 #define V_NO_ASM
+#define __AVX512VPOPCNTDQ__ 1     /* simd.h asks; of SIMDe it is the name alone */
 
 /* lanes of a register as arrays: memcpy keeps it free of aliasing questions and of the compiler's own intrinsics */
 #define MODEL(result_type, lanes, to, name, from_type, from, expression)                                               \

@@ -244,7 +244,7 @@ inline std::vector<uint32_t> Isas() {
 #ifdef QE_AVX512_MODEL
     qk_backend_of(QK_CPU)->describe(0, &d, nullptr);
     if (!(d.isa & QK_ISA_AVX2)) return {}; // the model is compiled for AVX2
-    const uint32_t avx512 = QK_ISA_AVX2 | QK_ISA_AVX512 | QK_ISA_VNNI512;
+    const uint32_t avx512 = QK_ISA_AVX2 | QK_ISA_AVX512 | QK_ISA_VNNI512 | QK_ISA_VPOPCNT;
     return {avx512, avx512 | QK_ISA_AMX};
 #endif
     qk_backend_of(QK_CPU)->describe(0, &d, nullptr);

@@ -94,6 +94,8 @@ TEST(Avx512Model, IntegersFollowTheManual) {
         auto pairs = lanes<uint16_t>(_mm512_cvtepu8_epi16(wide));
         EACH(16, zero.v[i] == u8.v[i] && sign.v[i] == (int8_t)u8.v[i] && words.v[i] == u16.v[i]);
         EACH(32, pairs.v[i] == w8.v[i]);
+        auto ones = lanes<int32_t>(_mm512_popcnt_epi32(b));
+        EACH(16, ones.v[i] == __builtin_popcount((uint32_t)bi.v[i]));
         auto set = lanes<int32_t>(_mm512_set1_epi32(ai.v[0]));
         auto set8 = lanes<int8_t>(_mm512_set1_epi8(cs.v[0]));
         auto set16 = lanes<int16_t>(_mm512_set1_epi16(bw.v[0]));
