@@ -307,8 +307,8 @@ TEST(CudaCluster, RefusedByTheDevice) {
         bool differs; // plans of a device without clusters and of one with all
     };
     const Form forms[] = {{"w8a8", 31, 130, 2100, true},      {"w8a8", 131, 256, 640, true},   {"w4a8_g128", 131, 256, 640, true},
-                          {"w4a16_sym", 31, 130, 4100, true}, {"w8a16", 31, 130, 4100, true},  {"q4_k_a16", 70, 200, 1024, true},
-                          {"f16", 130, 200, 1024, true},      {"w8a8", 20, 17000, 256, false}};
+                          {"w4a16_sym", 31, 130, 4100, true}, {"w8a16", 31, 130, 4100, true},  {"fp8", 70, 200, 1024, true},
+                          {"f16", 130, 200, 1024, true},      {"w8a8", 20, 17000, 256, false}, {"q4_k_a16", 31, 130, 4096, true}};
     int runs = 0;
     for (const Form &form : forms)
         for (const Scheme &s : schemes()) {
