@@ -37,14 +37,15 @@ static qe_status describe(int32_t ordinal, qk_device *out, qe_error *err) {
     return QE_OK;
 }
 
-/* Weights are streamed, a page of 4 KiB after another: large blocks ask for huge pages, of which the rest behind the last
- * whole one is no part, so that no more memory becomes resident than was asked for. */
+/* Weights are streamed once a token: with small pages, each 4 KiB begins with a walk of page tables that have left the caches as
+ * well, and in a virtual machine with two walks in one. Whole huge pages are asked for, of the rest if it fills half of one. */
 static qe_status alloc(const qk_device *d, size_t bytes, void **out, qe_error *err) {
     (void)d;
-    size_t huge = HUGE_BYTES, align = bytes < 2 * huge ? 256 : huge;
+    size_t huge = HUGE_BYTES, advised = bytes > SIZE_MAX - huge ? 0 : (bytes + huge / 2) & ~(huge - 1);
+    size_t align = advised ? huge : 256;
     *out = bytes > SIZE_MAX - huge ? NULL : aligned_alloc(align, (bytes + align) & ~(align - 1));
 #ifdef MADV_HUGEPAGE
-    if (*out && align == huge) madvise(*out, bytes & ~(align - 1), MADV_HUGEPAGE);
+    if (*out && advised) madvise(*out, advised, MADV_HUGEPAGE);
 #endif
     return *out ? QE_OK : qe_error_set(err, QE_E_NOMEM, "no memory for %zu bytes", bytes);
 }
