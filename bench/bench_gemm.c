@@ -94,7 +94,12 @@ static void progress(const gemm_run *run, int64_t m, int round) {
                    (long long)m, round + 1, run->options->rounds);
 }
 
-/* One sample: `calls` calls, at least 200 us of them, so that the clock and the wake-up do not matter. */
+/* Calls of `us` each that make a sample: long enough that the clock does not matter. */
+int bench_calls(double us) {
+    const double sample_us = 10e3;
+    return us < sample_us ? (int)(sample_us / (us > 1 ? us : 1)) + 1 : 1;
+}
+
 qe_status bench_sample(gemm_run *run, gemm_buffers *b, int calls, double *us, qe_error *err) {
     double begin = bench_now_us();
     for (int i = 0; i < calls; i++) QE_TRY(call(run, b, err));
@@ -106,13 +111,14 @@ static qe_status time_cpu(gemm_run *run, gemm_buffers *b, gemm_times *t, qe_erro
     double      first;
     bench_roofs roofs = {.read_gbps = NAN, .int8_tops = NAN, .fp32_tflops = NAN};
     QE_TRY(bench_sample(run, b, 1, &first, err));
-    int calls = first < 200 ? (int)(200 / (first > 1 ? first : 1)) + 1 : 1;
+    int calls = bench_calls(first);
     t->baseline = run->dense && strcmp(run->options->baseline, "openblas-f32") == 0;
     t->roofs = run->meter != NULL;
     for (int i = 0; i < run->options->rounds; i++) {
         progress(run, b->m, i);
         if (run->meter) bench_roof_measure(run->meter, &roofs);
         t->memory[i] = roofs.read_gbps, t->peak[i] = run->act.mode == QE_ACT_FLOAT ? roofs.fp32_tflops : roofs.int8_tops;
+        QE_TRY(bench_sample(run, b, 1, &first, err));   /* the roofs leave threads asleep; layers follow one another */
         QE_TRY(bench_sample(run, b, calls, &t->ours[i], err));
         double begin = bench_now_us();
         if (t->baseline) bench_openblas_gemm(b->m, run->n, run->k, b->x, run->dense, b->y);

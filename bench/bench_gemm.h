@@ -46,6 +46,7 @@ void      bench_buffers_free(gemm_run *run, gemm_buffers *b);
 /* bench_enqueue, with a gemm_buffers: one call with the next copy of the weight. */
 qe_status bench_gemm_enqueue(void *ctx, void *stream, qe_error *err);
 /* CPU: microseconds of a call, over `calls` of them. CUDA: a graph of whole turns through the copies. */
+int       bench_calls(double us);
 qe_status bench_sample(gemm_run *run, gemm_buffers *b, int calls, double *us, qe_error *err);
 qe_status bench_graph_of(gemm_run *run, bench_enqueue *enqueue_one, void *ctx, int copies, bench_graph **out, qe_error *err);
 

@@ -68,7 +68,7 @@ static qe_status compare_bits(tuner *t, qe_error *err) {
         run->turn = 0;
         force(t, &t->tunings[i]);
         status = bench_sample(run, &t->b, 1, &us, err);
-        t->calls[i] = us < 200 ? (int)(200 / (us > 1 ? us : 1)) + 1 : 1;
+        t->calls[i] = bench_calls(us);
         if (!status) status = run->backend->copy(&run->queue, i ? got : want, t->b.dev_y, bytes, err);
         if (!status) status = run->backend->wait(&run->queue, err);
         if (!status && i && memcmp(want, got, bytes))
