@@ -34,8 +34,9 @@ INLINE int32_t load_x(const int8_t *q) {
 }
 
 /* acc += the products of one unit. */
-INLINE void unit_dot(const int R, const int S, const int P, const int bits, const int wide, const int steps, const uint8_t *unit,
-                     const int8_t *q, int first, vi acc[V_MAX_ROWS][HALF][2]) {
+INLINE void unit_dot(const int R, const int S, const int P, const int bits, const int wide, const int steps, const int ahead,
+                     const uint8_t *unit, const int8_t *q, int first, vi acc[V_MAX_ROWS][HALF][2]) {
+    const int step_bytes = bits == 8 || wide ? 128 : 64;
 #ifdef V_DIRECT
     const int flush = steps, direct = 1;
 #else
@@ -47,7 +48,8 @@ INLINE void unit_dot(const int R, const int S, const int P, const int bits, cons
             for (int r = 0; r < R; r++)
                 for (int p = 0; p < P; p++) part[r][p][0] = part[r][p][1] = vi_set1(0);
 #pragma GCC unroll 8
-        for (int s = from; s < from + flush; s++)
+        for (int s = from; s < from + flush; s++) {
+            if (ahead) for (int i = 0; i < step_bytes; i += 64) v_prefetch(unit + s * step_bytes + i);
 #pragma GCC unroll 2
             for (int p = 0; p < P; p++) {
                 vi w[2];
@@ -63,6 +65,7 @@ INLINE void unit_dot(const int R, const int S, const int P, const int bits, cons
                     }
                 }
             }
+        }
 #ifndef V_DIRECT
         if (!direct)
             for (int r = 0; r < R; r++)
@@ -115,7 +118,7 @@ typedef enum tile_form { TILE_GENERAL, TILE_PLAIN, TILE_PAIRED } tile_form;
 
 /* Float scales along k (7.4), for R rows of a tile of S. */
 INLINE void tile_groups(const int R, const int S, const int P, const int bits, const int wide, const panel_scale scale,
-                        const tile_form form, const panel_tile *t, int first) {
+                        const tile_form form, const int ahead, const panel_tile *t, int first) {
     const panel_format *format = t->format;
     const int unit = scale == PANEL_Q6K ? 16 : 32, steps = unit / 4;
     const int unit_bytes = unit * (bits == 8 || wide ? 32 : bits * 4), many = scale == PANEL_Q4K || scale == PANEL_Q6K;
@@ -139,8 +142,8 @@ INLINE void tile_groups(const int R, const int S, const int P, const int bits, c
             for (int r = 0; r < R; r++)
                 for (int p = 0; p < P; p++) acc[r][p][0] = acc[r][p][1] = vi_set1(points ? 0 : init[r]);
             for (int u = 0; u < units; u++, at += unit_bytes, q += unit * S) {
-                prefetch_bytes(t, at, unit_bytes);
-                unit_dot(R, S, P, bits, wide, steps, at, q, first, acc);
+                if (ahead) prefetch_bytes(t, at, unit_bytes - steps * (bits == 8 || wide ? 128 : 64));
+                unit_dot(R, S, P, bits, wide, steps, ahead, at, q, first, acc);
             }
             for (int p = 0; p < P; p++)
                 for (int h = 0; h < 2; h++) {
@@ -190,7 +193,7 @@ INLINE void tile_groups(const int R, const int S, const int P, const int bits, c
 
 /* int32 over all of k, then the two multiplications of 7.3. A second level multiplies each group's sum. */
 INLINE void tile_integer(const int R, const int P, const int bits, const int wide, const panel_scale scale,
-                         const panel_tile *t, int first) {
+                         const int ahead, const panel_tile *t, int first) {
     const panel_format *format = t->format;
     const int unit_bytes = 32 * (bits == 8 || wide ? 32 : bits * 4), levels = scale == PANEL_INT;
     const int units = format->block / 32, points = format->points;
@@ -209,8 +212,7 @@ INLINE void tile_integer(const int R, const int P, const int bits, const int wid
                 for (int p = 0; p < P; p++) group[r][p][0] = group[r][p][1] = vi_set1(points ? 0 : init[r]);
         }
         for (int u = 0; u < units; u++, at += unit_bytes, q += 32 * R) {
-            prefetch_bytes(t, at, unit_bytes);
-            unit_dot(R, R, P, bits, wide, 8, at, q, first, levels ? group : sum);
+            unit_dot(R, R, P, bits, wide, 8, ahead, at, q, first, levels ? group : sum);
         }
         if (!levels) continue;
         for (int p = 0; p < P; p++)
@@ -237,22 +239,26 @@ INLINE void tile_integer(const int R, const int P, const int bits, const int wid
         }
 }
 
+INLINE void tile_rows(const int R, const int S, const int P, const int bits, const int wide, const panel_scale scale,
+                      const int ahead, const panel_tile *t, int first) {
+    /* With the 16 registers of AVX2 it is a spill more. */
+    bool plain = V_LANES == 16 && scale == PANEL_F16 && t->format->group == 32 && !t->format->points;
+    if (scale == PANEL_CHANNEL || scale == PANEL_INT) tile_integer(R, P, bits, wide, scale, ahead, t, first);
+    else if (plain && R > 2 && t->span == 1) tile_groups(R, S, P, bits, wide, scale, TILE_PAIRED, ahead, t, first);
+    else if (plain) tile_groups(R, S, P, bits, wide, scale, TILE_PLAIN, ahead, t, first);
+    else tile_groups(R, S, P, bits, wide, scale, TILE_GENERAL, ahead, t, first);
+}
+
 INLINE void tile_run(const int R, const int bits, const int wide, const panel_scale scale, const panel_tile *t) {
     const int P = R <= 2 ? HALF : 1, floats = scale != PANEL_CHANNEL && scale != PANEL_INT;
     const int rows = !floats || R <= V_FLOAT_ROWS ? R : R % V_FLOAT_ROWS ? R / 2 : V_FLOAT_ROWS;
-    for (int first = 0; first < HALF; first += P) {
-        if (!floats) tile_integer(R, P, bits, wide, scale, t, first);
-        for (int from = 0; floats && from < R; from += rows) {
+    for (int first = 0; first < HALF; first += P)
+        for (int from = 0; from < R; from += rows) {
             panel_tile part = *t;
             part.q += 4 * from, part.init += from, part.pairs += from, part.scale += from, part.y += from * PANEL_COLUMNS;
-            part.ahead = from ? 0 : t->ahead;
-            /* With the 16 registers of AVX2 it is a spill more. */
-            bool plain = V_LANES == 16 && scale == PANEL_F16 && t->format->group == 32 && !t->format->points;
-            if (plain && rows > 2 && t->span == 1) tile_groups(rows, R, P, bits, wide, scale, TILE_PAIRED, &part, first);
-            else if (plain) tile_groups(rows, R, P, bits, wide, scale, TILE_PLAIN, &part, first);
-            else tile_groups(rows, R, P, bits, wide, scale, TILE_GENERAL, &part, first);
+            if (!wide && !from && (R < V_MAX_ROWS || t->ahead)) tile_rows(rows, R, P, bits, wide, scale, 1, &part, first);
+            else tile_rows(rows, R, P, bits, wide, scale, 0, &part, first);
         }
-    }
 }
 
 #if !defined(V_AVX512) /* no kernels of wide panels there, see HEIGHT_LIST */

@@ -10,8 +10,7 @@
 
 enum {
     FEW_TILES = 2,              /* up to so many, tasks are smaller than a thread's share */
-    CLAIM_BYTES = 64 * 1024,    /* of panels in one task, some microseconds of work for each claim */
-    CLAIMS = 64                 /* tasks a thread, at most */
+    CLAIM_BYTES = 64 * 1024     /* of panels in one task, at least */
 };
 
 typedef struct panel_job {
@@ -20,7 +19,7 @@ typedef struct panel_job {
     panel_format format, wide;
     bool has_wide;
     int64_t m;
-    int32_t tiles, groups, spans;
+    int32_t tiles, groups, spans, units;   /* units: threads that share the panels */
     size_t q_bytes, init_bytes, pair_bytes, tile_bytes;
     size_t sweep_bytes;           /* of activations held against one panel: half the L2 of a core */
 } panel_job;
@@ -66,14 +65,24 @@ static size_t work_bytes(const panel_job *j, uint32_t tasks) {
     return j->tile_bytes * (size_t)j->tiles + (widened(j, 0, j->tiles) ? (size_t)j->wide.panel_bytes * tasks : 0);
 }
 
-/* Tasks of a call: for few rows more than threads, so that a thread which the system holds up keeps little from the others;
- * for many as many as threads, each with its slice of the workspace and few walks over the tiles. A plan for fewer threads
- * than there are has that many tasks, which is what keeps the others out. */
-static int32_t run_tasks(const panel_job *j, int32_t units, int32_t threads) {
+/* Tasks of a call: for many rows as many as threads, each with its slice of the workspace and few walks over the tiles. A
+ * plan for fewer threads than there are has that many tasks, which is what keeps the others out. For few rows, where panels
+ * come from memory in long walks, every round gives each thread half of what would be its share of the rest, down to some
+ * microseconds of work, so that a thread which the system holds up keeps little from the others. */
+static int32_t run_tasks(const panel_job *j, int64_t panels, int32_t units, int32_t threads) {
     if (units < threads || units == 1 || j->tiles > FEW_TILES || widened(j, 0, j->tiles)) return units;
-    int64_t bytes = (j->finish.args->w->shape.n + PANEL_COLUMNS - 1) / PANEL_COLUMNS * (int64_t)j->format.panel_bytes;
-    int64_t each = bytes / CLAIM_BYTES / units;
-    return units * (int32_t)(each < 1 ? 1 : each > CLAIMS ? CLAIMS : each);
+    int32_t rounds = 1;
+    while ((panels >> rounds) * j->format.panel_bytes >= (int64_t)CLAIM_BYTES * units) rounds++;
+    return units * rounds;
+}
+
+/* The first panel of task `index` of `count` in rounds of `units`; of index count: behind the last. */
+static int64_t task_begin(int64_t panels, int32_t index, int32_t count, int32_t units) {
+    int32_t round = index / units;
+    int64_t begin = round ? panels - (panels >> round) : 0;
+    if (index == count) return panels;
+    int64_t end = (round + 1) * units == count ? panels : panels - (panels >> (round + 1));
+    return begin + (end - begin) * (index % units) / units;
 }
 
 static void tile_point(const panel_job *j, int32_t tile, panel_tile *t) {
@@ -225,7 +234,8 @@ static void run_task(void *arg, int32_t index, int32_t count) {
     const qk_shape *s = &j->finish.args->w->shape;
     const panel_format *f = &j->format;
     int64_t panels = (s->n + PANEL_COLUMNS - 1) / PANEL_COLUMNS;
-    int64_t first = panels * index / count, last = panels * (index + 1) / count;
+    int32_t units = j->units;
+    int64_t first = task_begin(panels, index, count, units), last = task_begin(panels, index + 1, count, units);
     int32_t xg = s->act.quant.group_k, sweep = (int32_t)(j->sweep_bytes / j->tile_bytes);
     if (sweep < 1) sweep = 1;
     float y[PANEL_MAX_ROWS * PANEL_COLUMNS];
@@ -306,7 +316,8 @@ static qe_status panel_run(const qk_plan *plan, const qk_gemm_args *args, const 
         return qe_error_set(err, QE_E_ARGUMENT, "m %lld is more than planned", (long long)args->x.m);
     int32_t units = (int32_t)plan->block;
     cpu_parallel(queue, fill_task, &j, j.tiles < units ? j.tiles : units);
-    cpu_parallel(queue, run_task, &j, run_tasks(&j, units, queue->device->units));
+    j.units = units;
+    cpu_parallel(queue, run_task, &j, run_tasks(&j, (s->n + PANEL_COLUMNS - 1) / PANEL_COLUMNS, units, queue->device->units));
     return QE_OK;
 }
 
