@@ -31,7 +31,8 @@ extern "C" {
 /* ---- where work runs --------------------------------------------------------------------------------------------- */
 enum { QK_REF = 0, QK_CPU = 1, QK_CUDA = 2 };
 enum { QK_ISA_AVX2 = 1, QK_ISA_AVX_VNNI = 2, QK_ISA_AVX512 = 4, QK_ISA_VNNI512 = 8, QK_ISA_AMX = 16, QK_ISA_NEON = 32,
-       QK_ISA_VPOPCNT = 64 };
+       QK_ISA_VPOPCNT = 64,
+       QK_ISA_FEW_PORTS = 128 /* none itself: with AVX-512, bit operations take ports from dot products (Intel's cores) */ };
 
 typedef struct qk_device {   /* facts only: tests write one for any machine and plan for it without owning it */
     int32_t  backend;        /* QK_* */

@@ -245,12 +245,13 @@ inline std::vector<uint32_t> Isas() {
     qk_backend_of(QK_CPU)->describe(0, &d, nullptr);
     if (!(d.isa & QK_ISA_AVX2)) return {}; // the model is compiled for AVX2
     const uint32_t avx512 = QK_ISA_AVX2 | QK_ISA_AVX512 | QK_ISA_VNNI512 | QK_ISA_VPOPCNT;
-    return {avx512, avx512 | QK_ISA_AMX};
+    return {avx512, avx512 | QK_ISA_FEW_PORTS, avx512 | QK_ISA_AMX};
 #endif
     qk_backend_of(QK_CPU)->describe(0, &d, nullptr);
     std::vector<uint32_t> isas = {0};
     if (d.isa & QK_ISA_AVX2) isas.push_back(QK_ISA_AVX2);
-    if (d.isa & QK_ISA_VNNI512) isas.push_back(d.isa & ~uint32_t{QK_ISA_AMX});
+    const uint32_t vnni = d.isa & ~uint32_t{QK_ISA_AMX | QK_ISA_FEW_PORTS};
+    if (d.isa & QK_ISA_VNNI512) isas.insert(isas.end(), {vnni, vnni | QK_ISA_FEW_PORTS});
     if (d.isa & QK_ISA_AMX) isas.push_back(d.isa);
     return isas;
 }

@@ -25,7 +25,7 @@ static const struct {
     const char *name;
 } isas[] = {{QK_ISA_AVX2, "avx2+fma+f16c"}, {QK_ISA_AVX_VNNI, "avx-vnni"}, {QK_ISA_AVX512, "avx512"},
             {QK_ISA_VNNI512, "avx512-vnni"}, {QK_ISA_AMX, "amx"},          {QK_ISA_NEON, "neon"},
-            {QK_ISA_VPOPCNT, "avx512-vpopcntdq"}};
+            {QK_ISA_VPOPCNT, "avx512-vpopcntdq"}};      /* QK_ISA_FEW_PORTS is nobody's business */
 
 /* ---- options ----------------------------------------------------------------------------------------------------- */
 /* Copies what the caller's version of the struct has; what it has beyond ours must be zero. */
@@ -80,7 +80,7 @@ static qe_status limit_isa(qk_device *facts, qe_error *err) {
     if (!isa || facts->backend != QK_CPU) return QE_OK;
     if (!strcmp(isa, "scalar")) facts->isa = 0;
     else if (!strcmp(isa, "avx2")) facts->isa &= QK_ISA_AVX2;
-    else if (!strcmp(isa, "avx512")) facts->isa &= QK_ISA_AVX2 | QK_ISA_AVX512 | QK_ISA_VNNI512 | QK_ISA_VPOPCNT;
+    else if (!strcmp(isa, "avx512")) facts->isa &= QK_ISA_AVX2 | QK_ISA_AVX512 | QK_ISA_VNNI512 | QK_ISA_VPOPCNT | QK_ISA_FEW_PORTS;
     else return qe_error_set(err, QE_E_ARGUMENT, "QE_ISA is none of scalar, avx2, avx512");
     return QE_OK;
 }

@@ -47,14 +47,6 @@ static bool amx_wide(const panel_format *f, panel_format *out) {
 /* c - zero of the 4 k of each lane, in bytes. */
 INLINE vi amx_shift(vi codes, vi zero) { return _mm512_sub_epi8(codes, zero); }
 
-/* level * c - product of the 4 k of each lane; both in 16 bits, twice a lane. */
-INLINE vi amx_times(vi codes, vi level, vi product) {
-    const vi low = _mm512_set1_epi16(255);
-    vi even = _mm512_sub_epi16(_mm512_mullo_epi16(_mm512_and_si512(codes, low), level), product);
-    vi odd = _mm512_sub_epi16(_mm512_mullo_epi16(_mm512_srli_epi16(codes, 8), level), product);
-    return _mm512_or_si512(_mm512_and_si512(even, low), _mm512_slli_epi16(odd, 8));
-}
-
 /* The codes of one block. */
 INLINE void amx_unpack_codes(const int bits, const int levels, const panel_format *f, const uint8_t *from, uint8_t *to,
                              const vi level[2], const vi zero[2]) {
@@ -65,7 +57,7 @@ INLINE void amx_unpack_codes(const int bits, const int levels, const panel_forma
             vi w[2];
             load_step(bits, 0, from, s, 0, w);
             for (int h = 0; h < 2; h++)
-                vi_store(to + 64 * h, levels ? amx_times(w[h], level[h], zero[h]) : amx_shift(w[h], zero[h]));
+                vi_store(to + 64 * h, levels ? times_level(w[h], level[h], zero[h]) : amx_shift(w[h], zero[h]));
         }
 }
 
@@ -156,21 +148,6 @@ INLINE void amx_keep(const int T, int32_t *sums) {
     if (T == 2) amx_store(3, sums + AMX_TILE * PANEL_COLUMNS + 16, 128);
 }
 
-/* Some lines of the panel behind this one, while this one is multiplied. */
-typedef struct amx_fetch {
-    const uint8_t *at, *end;
-    int32_t each;
-} amx_fetch;
-
-INLINE amx_fetch amx_fetch_begin(const panel_tile *t, int32_t steps) {
-    amx_fetch f = {t->next, t->next ? t->next + (size_t)t->next_lines * AMX_LINE : NULL, (t->next_lines + steps - 1) / steps};
-    return f;
-}
-
-INLINE void amx_fetch_step(amx_fetch *f) {
-    for (int i = 0; i < f->each && f->at < f->end; i++, f->at += AMX_LINE) _mm_prefetch((const char *)f->at, _MM_HINT_T1);
-}
-
 /* int32 over all of k, then the two multiplications of 7.3. */
 INLINE void amx_integer(const int T, const int is_signed, const panel_tile *t) {
     const panel_format *f = t->format;
@@ -179,11 +156,11 @@ INLINE void amx_integer(const int T, const int is_signed, const panel_tile *t) {
     const uint8_t *codes = t->panel + PANEL_HEAD;
     const int8_t *q = t->q;
     int32_t own[AMX_SUMS] __attribute__((aligned(64))), *sums = t->sums ? t->sums : own;
-    amx_fetch fetch = amx_fetch_begin(t, all / AMX_LINE + 1);
+    next_lines next = next_begin(t, all / AMX_LINE + 1);
     amx_clear(T);
     for (int at = AMX_LINE; at <= all; at += AMX_LINE, q += R * AMX_LINE, codes += AMX_LINE * PANEL_COLUMNS) {
         prefetch_bytes(t, codes, AMX_LINE * PANEL_COLUMNS);
-        amx_fetch_step(&fetch);
+        next_fetch(&next);
         amx_multiply(T, is_signed, q, codes);
     }
     if (all % AMX_LINE) {   /* the panel ends in the middle of a step */
@@ -310,14 +287,14 @@ INLINE void amx_floats(const int step, const int paired, const int points, const
     memset(y, 0, sizeof y);
     memset(t->y, 0, sizeof y);
     amx_walk walk = {.all = parts.groups};
-    amx_fetch fetch = amx_fetch_begin(t, parts.groups / AMX_SEGMENT * 4 + 1);
+    next_lines next = next_begin(t, parts.groups / AMX_SEGMENT * 4 + 1);
     for (amx_segment s = amx_next(paired, mins, t, &walk); s.count; s = amx_next(paired, mins, t, &walk))
         for (int quarter = 0; quarter < 4; quarter++) {
             const int row = quarter / 2 * AMX_TILE, h = quarter % 2;
             const int32_t size = t->format->group, k = s.group * size, at = row * PANEL_COLUMNS + 16 * h;
             const uint8_t *from = codes + (size_t)k * PANEL_COLUMNS + 64 * h;
             const size_t scale = (size_t)s.group * 128 + 64 * (size_t)h;
-            amx_fetch_step(&fetch);
+            next_fetch(&next);
             amx_make(step, t->q + row * AMX_LINE, R * AMX_LINE, k, size, from, s.count, sums[0]);
             amx_scale(paired, points, sums[0], s.count, t->panel + scale, t->panel + (size_t)parts.points + scale,
                       t->init + (size_t)s.group * R + row, t->scale + (size_t)s.span * R + row, R, f + at);
@@ -369,7 +346,7 @@ static panel_kernel *amx_find(const panel_format *f, int32_t rows) {
             if (amx_low_kernels[i].rows == rows && amx_low_kernels[i].bits == f->bits &&
                 amx_low_kernels[i].scale == f->scale && !f->wide)
                 return amx_low_kernels[i].run;
-        return kernel_find(f, rows);
+        return f->wide ? NULL : kernel_find(f, rows);
     }
     if (f->scale == PANEL_CHANNEL && f->wide) return tall ? amx_integer_2_1 : amx_integer_1_1;
     if (f->scale == PANEL_CHANNEL && f->bits == 8) return tall ? amx_integer_2_0 : amx_integer_1_0;

@@ -51,6 +51,7 @@ uint32_t cpu_isa(void) {
         if (__builtin_cpu_supports("avx512vnni")) isa |= QK_ISA_VNNI512;
         if (isa & QK_ISA_VNNI512 && has_amx()) isa |= QK_ISA_AMX;
         if (__builtin_cpu_supports("avx512vpopcntdq")) isa |= QK_ISA_VPOPCNT;
+        if (__builtin_cpu_is("intel")) isa |= QK_ISA_FEW_PORTS;
     }
 #endif
     return isa;
@@ -59,7 +60,7 @@ uint32_t cpu_isa(void) {
 const panel_isa *panel_isa_of(uint32_t isa) {
 #if defined(__x86_64__)
     if (isa & QK_ISA_AMX) return &panel_isa_amx;
-    if (isa & QK_ISA_VNNI512) return &panel_isa_avx512;
+    if (isa & QK_ISA_VNNI512) return isa & QK_ISA_FEW_PORTS ? &panel_isa_avx512_unpacked : &panel_isa_avx512;
     if (isa & QK_ISA_AVX2) return &panel_isa_avx2;
 #endif
     (void)isa;

@@ -53,6 +53,10 @@ static void store(int32_t type, void *p, int64_t i, float v) {
     else ((float *)p)[i] = v;
 }
 
+bool finish_nothing(const finish_job *j) {
+    return j->y_type == QE_CODE_F32 && !j->args->bias && !j->args->residual && !j->act && !(j->flags & QK_GEMM_GATED);
+}
+
 void finish_row(const finish_job *j, int64_t token, int64_t first, float *v) {
     const qk_gemm_args *a = j->args;
     int64_t n = a->w->shape.n, count = n - first < PANEL_COLUMNS ? n - first : PANEL_COLUMNS;
@@ -68,7 +72,9 @@ void finish_row(const finish_job *j, int64_t token, int64_t first, float *v) {
     if (a->residual)
         for (int64_t c = 0; c < count; c++) v[c] += load(j->y_type, a->residual, token * a->ldr + first + c);
     if (j->y_type == QE_CODE_F32) {
-        memcpy((float *)a->y + token * a->ldy + first, v, (size_t)count * sizeof *v);
+        float *y = (float *)a->y + token * a->ldy + first;
+        if (count == PANEL_COLUMNS) memcpy(y, v, PANEL_COLUMNS * sizeof *v);   /* of a known size, so not a call */
+        else memcpy(y, v, (size_t)count * sizeof *v);
         return;
     }
     for (int64_t c = 0; c < count; c++) store(j->y_type, a->y, token * a->ldy + first + c, v[c]);

@@ -80,6 +80,21 @@ INLINE void prefetch_bytes(const panel_tile *t, const uint8_t *p, int bytes) {
         for (int i = 0; i < bytes; i += 64) v_prefetch(p + i);
 }
 
+/* Some lines of the panel behind this one, while this one is multiplied. */
+typedef struct next_lines {
+    const uint8_t *at, *end;
+    int32_t each;
+} next_lines;
+
+INLINE next_lines next_begin(const panel_tile *t, int32_t steps) {
+    next_lines n = {t->next, t->next ? t->next + (size_t)t->next_lines * 64 : NULL, (t->next_lines + steps - 1) / steps};
+    return n;
+}
+
+INLINE void next_fetch(next_lines *n) {
+    for (int i = 0; i < n->each && n->at < n->end; i++, n->at += 64) v_prefetch_next(n->at);
+}
+
 INLINE int column_of(int first, int p, int h) { return (first + p + h * HALF) * V_LANES; }
 
 /* The scale of group g of a block for the vector that starts at `column`. */
@@ -131,6 +146,8 @@ INLINE void tile_groups(const int R, const int S, const int P, const int bits, c
     const float *xs = t->scale;
     int all = format->blocks * groups, done = 0, span = 0, chunk = 0;
     float_sums f, y, total;
+    next_lines next;
+    if (!ahead) next = next_begin(t, all);
     sums_clear(R, P, f);
     sums_clear(R, P, y);
     sums_clear(R, P, total);
@@ -138,6 +155,7 @@ INLINE void tile_groups(const int R, const int S, const int P, const int bits, c
         const uint8_t *at = block + format->scale_bytes;
         prefetch_bytes(t, block, format->scale_bytes);
         for (int g = 0; g < groups; g++, init += S) {
+            if (!ahead) next_fetch(&next);
             vi acc[V_MAX_ROWS][HALF][2];
             for (int r = 0; r < R; r++)
                 for (int p = 0; p < P; p++) acc[r][p][0] = acc[r][p][1] = vi_set1(points ? 0 : init[r]);
@@ -188,7 +206,7 @@ INLINE void tile_groups(const int R, const int S, const int P, const int bits, c
     }
     for (int r = 0; r < R; r++)
         for (int p = 0; p < P; p++)
-            for (int h = 0; h < 2; h++) vf_store(t->y + r * PANEL_COLUMNS + column_of(first, p, h), total[r][p][h]);
+            for (int h = 0; h < 2; h++) vf_store(t->y + r * t->ldy + column_of(first, p, h), total[r][p][h]);
 }
 
 /* int32 over all of k, then the two multiplications of 7.3. A second level multiplies each group's sum. */
@@ -200,6 +218,8 @@ INLINE void tile_integer(const int R, const int P, const int bits, const int wid
     const uint8_t *block = t->panel + PANEL_HEAD;
     const int8_t *q = t->q;
     vi sum[V_MAX_ROWS][HALF][2];
+    next_lines next;
+    if (!ahead) next = next_begin(t, format->blocks * units);
     for (int r = 0; r < R; r++)
         for (int p = 0; p < P; p++) sum[r][p][0] = sum[r][p][1] = vi_set1(levels ? 0 : t->init[r]);
     for (int b = 0; b < format->blocks; b++, block += format->block_bytes) {
@@ -212,6 +232,7 @@ INLINE void tile_integer(const int R, const int P, const int bits, const int wid
                 for (int p = 0; p < P; p++) group[r][p][0] = group[r][p][1] = vi_set1(points ? 0 : init[r]);
         }
         for (int u = 0; u < units; u++, at += unit_bytes, q += 32 * R) {
+            if (!ahead) next_fetch(&next);
             unit_dot(R, R, P, bits, wide, 8, ahead, at, q, first, levels ? group : sum);
         }
         if (!levels) continue;
@@ -234,7 +255,7 @@ INLINE void tile_integer(const int R, const int P, const int bits, const int wid
             if (t->sums) continue;
             vf w = vf_load(t->panel + column * 4);
             for (int r = 0; r < R; r++)
-                vf_store(t->y + r * PANEL_COLUMNS + column,
+                vf_store(t->y + r * t->ldy + column,
                          vf_mul(vf_mul(vf_from(sum[r][p][h]), vf_set1(t->scale[r])), w));
         }
 }
@@ -255,13 +276,12 @@ INLINE void tile_run(const int R, const int bits, const int wide, const panel_sc
     for (int first = 0; first < HALF; first += P)
         for (int from = 0; from < R; from += rows) {
             panel_tile part = *t;
-            part.q += 4 * from, part.init += from, part.pairs += from, part.scale += from, part.y += from * PANEL_COLUMNS;
+            part.q += 4 * from, part.init += from, part.pairs += from, part.scale += from, part.y += from * t->ldy;
             if (!wide && !from && (R < V_MAX_ROWS || t->ahead)) tile_rows(rows, R, P, bits, wide, scale, 1, &part, first);
             else tile_rows(rows, R, P, bits, wide, scale, 0, &part, first);
         }
 }
 
-#if !defined(V_AVX512) /* no kernels of wide panels there, see HEIGHT_LIST */
 /* A panel of narrow codes as one of bytes; everything but the codes is copied. */
 INLINE void widen_units(const int bits, const panel_format *f, const uint8_t *from, uint8_t *to) {
     const int steps = f->unit / 4;
@@ -290,6 +310,56 @@ static void widen(const panel_format *f, const uint8_t *panel, const panel_forma
         if (f->bits == 6) widen_units(6, f, from, to);
     }
 }
+
+#ifdef V_AVX512
+/* level * c - product of the 4 k of each lane; both in 16 bits, twice a lane. */
+INLINE vi times_level(vi codes, vi level, vi product) {
+    const vi low = _mm512_set1_epi16(255);
+    vi even = _mm512_sub_epi16(_mm512_mullo_epi16(_mm512_and_si512(codes, low), level), product);
+    vi odd = _mm512_sub_epi16(_mm512_mullo_epi16(_mm512_srli_epi16(codes, 8), level), product);
+    return _mm512_or_si512(_mm512_and_si512(even, low), _mm512_slli_epi16(odd, 8));
+}
+
+/* Integer scales times what they scale are int8 (QE_FACT_INT8_PRODUCT): plus 128, codes of 8 bits without groups. */
+static bool products_wide(const panel_format *f, panel_format *out) {
+    if (f->scale != PANEL_INT) return panel_format_wide(f, out);
+    *out = *f;
+    out->scale = PANEL_CHANNEL, out->bits = 8, out->wide = 1, out->points = 0, out->zero = 128;
+    out->scale_bytes = 0, out->unit_bytes = f->unit * 32, out->block_bytes = f->block * 32;
+    out->panel_bytes = PANEL_HEAD + f->blocks * out->block_bytes;
+    return true;
+}
+
+INLINE void widen_products(const int bits, const panel_format *f, const uint8_t *block, uint8_t *to) {
+    const uint8_t *from = block + f->scale_bytes;
+    vi level[2], product[2];
+    for (int h = 0; h < 2; h++) {
+        level[h] = vi_mul(vi_u8(block + 16 * h), vi_set1(0x10001));
+        vi zero = f->points ? vi_mul(vi_u8(block + 32 + 16 * h), vi_set1(0x10001)) : vi_set1(f->zero * 0x10001);
+        product[h] = _mm512_mullo_epi16(zero, level[h]);
+    }
+    for (int u = 0; u < f->block / 32; u++, from += f->unit_bytes)
+#pragma GCC unroll 8
+        for (int s = 0; s < 8; s++, to += 128) {
+            vi w[2];
+            load_step(bits, 0, from, s, 0, w);
+            for (int h = 0; h < 2; h++)
+                vi_store(to + 64 * h, vi_xor(times_level(w[h], level[h], product[h]), _mm512_set1_epi8(-128)));
+        }
+}
+
+static void widen_all(const panel_format *f, const uint8_t *panel, const panel_format *wide, uint8_t *out) {
+    if (f->scale != PANEL_INT) {
+        widen(f, panel, wide, out);
+        return;
+    }
+    memcpy(out, panel, PANEL_HEAD);
+    panel += PANEL_HEAD, out += PANEL_HEAD;
+    for (int b = 0; b < f->blocks; b++, panel += f->block_bytes, out += wide->block_bytes) {
+        if (f->bits == 4) widen_products(4, f, panel, out);
+        else widen_products(8, f, panel, out);
+    }
+}
 #endif
 
 /* Stored width and scale kind of every kernel built, and whether for wide panels. */
@@ -298,14 +368,19 @@ static void widen(const panel_format *f, const uint8_t *panel, const panel_forma
     X(R, 4, PANEL_F16, 0) X(R, 5, PANEL_F16, 0) X(R, 8, PANEL_F16, 0) X(R, 4, PANEL_F32, 0) X(R, 8, PANEL_F32, 0)    \
     X(R, 4, PANEL_Q4K, 0) X(R, 6, PANEL_Q6K, 0)
 #define WIDE_LIST(X, R)                                                                                              \
-    X(R, 4, PANEL_CHANNEL, 1) X(R, 4, PANEL_INT, 1) X(R, 4, PANEL_F16, 1) X(R, 5, PANEL_F16, 1)                      \
+    X(R, 4, PANEL_CHANNEL, 1) V_WIDE_INT(X, R) X(R, 4, PANEL_F16, 1) X(R, 5, PANEL_F16, 1)                      \
     X(R, 4, PANEL_F32, 1) X(R, 4, PANEL_Q4K, 1) X(R, 6, PANEL_Q6K, 1)
+#ifdef V_AVX512
+#define V_WIDE_INT(X, R) X(R, 8, PANEL_CHANNEL, 1)
+#else
+#define V_WIDE_INT(X, R) X(R, 4, PANEL_INT, 1)
+#endif
 #if defined(V_AVX2)
 #define HEIGHT_LIST(X) KERNEL_LIST(X, 1) KERNEL_LIST(X, 2) KERNEL_LIST(X, 4) WIDE_LIST(X, 4)
 #elif !defined(V_AVX512)
 #define HEIGHT_LIST(X) KERNEL_LIST(X, 1) KERNEL_LIST(X, 4) WIDE_LIST(X, 4)
-#else /* unpacking fits beside the dot products, which have ports of their own: a wide panel would only be more to read */
-#define HEIGHT_LIST(X) KERNEL_LIST(X, 1) KERNEL_LIST(X, 2) KERNEL_LIST(X, 4) KERNEL_LIST(X, 8) KERNEL_LIST(X, 12)
+#else
+#define HEIGHT_LIST(X) KERNEL_LIST(X, 1) KERNEL_LIST(X, 2) KERNEL_LIST(X, 4) KERNEL_LIST(X, 8) KERNEL_LIST(X, 12) WIDE_LIST(X, 12)
 #endif
 
 #define KERNEL(R, bits, scale, wide)                                                                                 \

@@ -13,11 +13,18 @@ enum {
     CLAIM_BYTES = 64 * 1024     /* of panels in one task, at least */
 };
 
+/* How the tiles of one height run: on stored panels, or where there is a kernel on unpacked ones. */
+typedef struct tile_way {
+    int32_t rows, height;
+    panel_kernel *stored, *wide;
+} tile_way;
+
 typedef struct panel_job {
     finish_job finish;
     const panel_isa *isa;
     panel_format format, wide;
     bool has_wide;
+    tile_way tall, last;
     int64_t m;
     int32_t tiles, groups, spans, units;   /* units: threads that share the panels */
     size_t q_bytes, init_bytes, pair_bytes, tile_bytes;
@@ -28,6 +35,16 @@ static size_t up(size_t bytes) {
     return (bytes + 63) & ~(size_t)63;
 }
 
+/* The smallest height built that holds `rows` rows. */
+static tile_way way_of(const panel_job *j, int32_t rows) {
+    tile_way way = {.rows = rows};
+    for (way.height = rows;; way.height++) {
+        way.stored = j->isa->kernel(&j->format, way.height);
+        way.wide = j->has_wide ? j->isa->kernel(&j->wide, way.height) : NULL;
+        if (way.stored || way.wide || way.height >= j->isa->max_rows) return way;
+    }
+}
+
 static void job_sizes(panel_job *j, const qk_shape *s, int64_t m) {
     const panel_format *f = &j->format;
     int32_t xg = s->act.quant.group_k, rows = j->isa->max_rows;
@@ -36,29 +53,24 @@ static void job_sizes(panel_job *j, const qk_shape *s, int64_t m) {
     j->groups = f->scale == PANEL_CHANNEL ? 1 : f->blocks * (f->block / f->group);
     j->spans = xg > 0 && xg < s->k ? (int32_t)((s->k + xg - 1) / xg) : 1;
     j->q_bytes = up((size_t)f->blocks * f->block) * (size_t)rows;
-    j->init_bytes = up((size_t)j->groups * rows * 4);
+    j->init_bytes = up((size_t)(j->groups + 1) * rows * 4);
     j->pair_bytes = f->scale == PANEL_Q4K ? up((size_t)f->blocks * 16 * rows) : 0;
     j->has_wide = j->isa->wide && j->isa->wide(f, &j->wide);
+    int64_t left = m - (int64_t)(j->tiles - 1) * rows;
+    j->tall = way_of(j, rows);
+    j->last = left < rows ? way_of(j, (int32_t)left) : j->tall;
     j->tile_bytes = j->q_bytes + j->init_bytes + j->pair_bytes + up((size_t)j->spans * rows * 4);
 }
 
-static int32_t tile_rows(const panel_job *j, int32_t tile) {
-    int64_t left = j->m - (int64_t)tile * j->isa->max_rows;
-    return left < j->isa->max_rows ? (int32_t)left : j->isa->max_rows;
-}
-
-/* Smallest height built that holds the rows of a tile. */
-static int32_t tile_height(const panel_job *j, int32_t tile) {
-    int32_t R = tile_rows(j, tile);
-    while (R < j->isa->max_rows && !j->isa->kernel(&j->format, R) && !(j->has_wide && j->isa->kernel(&j->wide, R))) R++;
-    return R;
+static const tile_way *way(const panel_job *j, int32_t tile) {
+    return tile + 1 < j->tiles ? &j->tall : &j->last;
 }
 
 static bool in_lines(const panel_job *j, int32_t R) { return j->isa->lines && j->isa->lines(&j->format, R); }
 
 /* Whether panels are unpacked for the tiles [begin, end); the first is the highest. */
 static bool widened(const panel_job *j, int32_t begin, int32_t end) {
-    return j->has_wide && end - begin >= j->isa->wide_tiles && j->isa->kernel(&j->wide, tile_height(j, begin));
+    return j->has_wide && end - begin >= j->isa->wide_tiles && way(j, begin)->wide;
 }
 
 static size_t work_bytes(const panel_job *j, uint32_t tasks) {
@@ -183,11 +195,14 @@ static void fill_beside(const panel_job *j, const int8_t *x, int64_t row, int32_
     bool points = in_lines(j, R) && j->has_wide ? j->wide.points : f->points;
     int32_t zero = points ? -1 : f->zero - (f->bits == 8 ? j->isa->bias8 : 0);
     const int32_t *sums = x && from->sums ? from->sums + row * ((from->k + from->sum_k - 1) / from->sum_k) : NULL;
+    int32_t all = 0;
     for (int32_t g = 0; g < j->groups; g++) {
         int32_t sum = x ? group_sum(j, x, sums, g, group) : 0;
         init[(size_t)g * R + r] = -zero * sum;
         if (f->scale == PANEL_Q4K) pairs[((size_t)(g / 2) * R + r) * 2 + g % 2] = (int16_t)sum;
+        all += sum;
     }
+    init[(size_t)j->groups * R + r] = -128 * all;   /* for integer scales multiplied out: codes with one zero */
     bool fixed = j->finish.args->w->shape.act.mode == QE_ACT_STATIC;
     for (int32_t s = 0; s < j->spans; s++)
         scale[(size_t)s * R + r] = x ? from->scales[fixed ? 0 : row * j->spans + s] : 1.0f;
@@ -199,7 +214,7 @@ static void fill_task(void *arg, int32_t index, int32_t count) {
     int64_t first = (int64_t)j->tiles * index / count, last = (int64_t)j->tiles * (index + 1) / count;
     for (int64_t tile = first; tile < last; tile++) {
         char *at = (char *)j->finish.args->workspace + (size_t)tile * j->tile_bytes;
-        int32_t rows = tile_rows(j, (int32_t)tile), R = tile_height(j, (int32_t)tile);
+        int32_t rows = way(j, (int32_t)tile)->rows, R = way(j, (int32_t)tile)->height;
         const int8_t *row[PANEL_MAX_ROWS];
         for (int32_t r = 0; r < R; r++) {
             int64_t token = tile * j->isa->max_rows + r;
@@ -238,17 +253,19 @@ static void run_task(void *arg, int32_t index, int32_t count) {
     int64_t first = task_begin(panels, index, count, units), last = task_begin(panels, index + 1, count, units);
     int32_t xg = s->act.quant.group_k, sweep = (int32_t)(j->sweep_bytes / j->tile_bytes);
     if (sweep < 1) sweep = 1;
+    int32_t sweeps = (j->tiles + sweep - 1) / sweep;
+    sweep = (j->tiles + sweeps - 1) / sweeps;   /* all about as long: a short one reads all panels for few tiles */
     float y[PANEL_MAX_ROWS * PANEL_COLUMNS];
     int32_t sums[PANEL_MAX_ROWS * PANEL_COLUMNS];
     uint8_t *unpacked = (uint8_t *)j->finish.args->workspace + j->tile_bytes * (size_t)j->tiles +
                         (size_t)j->wide.panel_bytes * (size_t)index;
     panel_tile t;
     memset(&t, 0, sizeof t);
-    t.y = y;
     t.sums = j->finish.y_type == QE_CODE_INT ? sums : NULL;
     t.span = xg > 0 && xg < s->k ? xg / f->group : INT_MAX;
     t.chunk = s->chunk_k > 0 && s->chunk_k < s->k ? (int32_t)(s->chunk_k / f->group) : INT_MAX;
-    bool lines = in_lines(j, tile_height(j, 0));
+    bool nothing = finish_nothing(&j->finish) && !in_lines(j, way(j, 0)->height);
+    bool lines = in_lines(j, way(j, 0)->height);
     if (lines && j->isa->enter) j->isa->enter(j->has_wide ? &j->wide : f);
     for (int32_t begin = 0; begin < j->tiles; begin += sweep) {
         int32_t end = begin + sweep < j->tiles ? begin + sweep : j->tiles;
@@ -257,21 +274,24 @@ static void run_task(void *arg, int32_t index, int32_t count) {
             const uint8_t *packed = (const uint8_t *)j->finish.args->w->blob + (size_t)panel * f->panel_bytes;
             if (wide) j->isa->widen(f, packed, &j->wide, unpacked);
             for (int32_t tile = begin; tile < end; tile++) {
-                int32_t rows = tile_rows(j, tile), R = tile_height(j, tile);
+                const tile_way *how = way(j, tile);
                 /* A last, lower tile may have no wide kernel. */
-                panel_kernel *kernel = wide ? j->isa->kernel(&j->wide, R) : NULL;
-                t.format = kernel ? &j->wide : f;
-                t.panel = kernel ? unpacked : packed;
-                t.ahead = !kernel && tile == begin && (!in_lines(j, R) || panel == first);
-                if (lines) fetch_part(f, panel + 1 < last ? packed + f->panel_bytes : NULL, tile - begin, end - begin, &t);
-                if (lines) fetch_y(&j->finish, tile * j->isa->max_rows, rows, panel * PANEL_COLUMNS);
+                bool unpack = wide && how->wide;
+                t.format = unpack ? &j->wide : f;
+                t.panel = unpack ? unpacked : packed;
+                t.ahead = !unpack && tile == begin && panel == first;
+                fetch_part(f, panel + 1 < last ? packed + f->panel_bytes : NULL, tile - begin, end - begin, &t);
+                if (lines) fetch_y(&j->finish, tile * j->isa->max_rows, how->rows, panel * PANEL_COLUMNS);
                 tile_point(j, tile, &t);
-                if (!kernel) kernel = j->isa->kernel(f, R);
-                kernel(&t);
-                for (int32_t r = 0; r < rows; r++) {
-                    int64_t token = (int64_t)tile * j->isa->max_rows + r, column = panel * PANEL_COLUMNS;
-                    if (t.sums) finish_int8(&j->finish, token, column, sums + r * PANEL_COLUMNS);
-                    else finish_row(&j->finish, token, column, y + r * PANEL_COLUMNS);
+                int64_t token = (int64_t)tile * j->isa->max_rows, column = panel * PANEL_COLUMNS;
+                bool in_place = nothing && how->rows == how->height && column + PANEL_COLUMNS <= s->n;
+                t.y = in_place ? (float *)j->finish.args->y + token * j->finish.args->ldy + column : y;
+                t.ldy = in_place ? j->finish.args->ldy : PANEL_COLUMNS;
+                if (unpack && f->scale != j->wide.scale) t.init += (size_t)j->groups * (size_t)how->height;
+                (unpack ? how->wide : how->stored)(&t);
+                for (int32_t r = 0; r < how->rows && !in_place; r++) {
+                    if (t.sums) finish_int8(&j->finish, token + r, column, sums + r * PANEL_COLUMNS);
+                    else finish_row(&j->finish, token + r, column, y + r * PANEL_COLUMNS);
                 }
             }
         }

@@ -7,8 +7,14 @@
 #include "attention_body.h"
 #include "decoded_body.h"
 
+/* Where bit operations have ports of their own, unpacking fits beside the dot products: a wide panel would be more to read. */
 const panel_isa panel_isa_avx512 = {
     .name = "avx512", .bias8 = V_BIAS8, .max_rows = V_MAX_ROWS, .kernel = kernel_find,
+    .prepare_row = prepare_row, .rope_head = rope_head, .attend = attend, .attend_queries = ATTEND_QUERIES,
+};
+const panel_isa panel_isa_avx512_unpacked = {
+    .name = "avx512", .bias8 = V_BIAS8, .max_rows = V_MAX_ROWS, .kernel = kernel_find,
+    .wide = products_wide, .widen = widen_all, .wide_tiles = 3,
     .prepare_row = prepare_row, .rope_head = rope_head, .attend = attend, .attend_queries = ATTEND_QUERIES,
 };
 const panel_isa panel_isa_amx = {

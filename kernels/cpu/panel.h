@@ -46,9 +46,10 @@ typedef struct panel_tile {
     const float   *scale;     /* [spans][R] */
     int32_t span, chunk;      /* groups under one activation scale, groups in one chunk */
     int32_t ahead;            /* 1: the panel comes from memory, prefetch it */
-    const uint8_t *next;      /* lines to fetch meanwhile, a part of the next panel; kernels of tiles in lines alone do */
+    const uint8_t *next;      /* lines to fetch meanwhile, a part of the next panel */
     int32_t next_lines;
-    float  *y;                /* [R][PANEL_COLUMNS] */
+    float  *y;                /* [R] rows of PANEL_COLUMNS, */
+    int64_t ldy;              /* so many floats apart; PANEL_COLUMNS for tiles in lines */
     int32_t *sums;            /* [R][PANEL_COLUMNS] or NULL: the int32 sums in place of y; PANEL_CHANNEL and PANEL_INT */
 } panel_tile;
 
@@ -81,7 +82,7 @@ typedef struct panel_isa {
 
 extern const panel_isa panel_isa_portable;
 #if defined(__x86_64__)
-extern const panel_isa panel_isa_avx2, panel_isa_avx512, panel_isa_amx;
+extern const panel_isa panel_isa_avx2, panel_isa_avx512, panel_isa_avx512_unpacked, panel_isa_amx;
 #endif
 uint32_t cpu_isa(void);                              /* QK_ISA_* of this machine */
 void cpu_name(char *out, size_t bytes);              /* as its maker calls it */

@@ -90,6 +90,7 @@ INLINE void v_prefetch(const uint8_t *p) {
     _mm_prefetch((const char *)p + 4096, _MM_HINT_T1);
     _mm_prefetch((const char *)p + 1024, _MM_HINT_T0);
 }
+INLINE void v_prefetch_next(const uint8_t *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
 INLINE void v_prefetch_page(const uint8_t *keys, const uint8_t *values) {
     _mm_prefetch((const char *)keys + 2048, _MM_HINT_T0);
     _mm_prefetch((const char *)values, _MM_HINT_T1);
@@ -166,6 +167,7 @@ INLINE void v_prefetch(const uint8_t *p) {
     _mm_prefetch((const char *)p + 2048, _MM_HINT_T0);
     __asm__ volatile("");
 }
+INLINE void v_prefetch_next(const uint8_t *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
 INLINE void v_prefetch_page(const uint8_t *keys, const uint8_t *values) {
     _mm_prefetch((const char *)keys + 2048, _MM_HINT_T0);
     _mm_prefetch((const char *)values, _MM_HINT_T1);
@@ -254,6 +256,7 @@ INLINE int32_t lane_dot(int32_t acc, uint32_t w, uint32_t x) {
 INLINE vi dot_small(vi acc, vi w, vi x) { EACH_LANE(vi, lane_dot(acc.v[i], (uint32_t)w.v[i], (uint32_t)x.v[i])); }
 INLINE vi dot_eight(vi acc, vi w, vi x) { return dot_small(acc, w, x); }
 INLINE void v_prefetch(const uint8_t *p) { (void)p; }
+INLINE void v_prefetch_next(const uint8_t *p) { (void)p; }
 INLINE void v_prefetch_page(const uint8_t *keys, const uint8_t *values) { (void)keys, (void)values; }
 #endif
 #endif
