@@ -50,6 +50,7 @@ INLINE void unit_dot(const int R, const int S, const int P, const int bits, cons
 #pragma GCC unroll 8
         for (int s = from; s < from + flush; s++) {
             if (ahead) for (int i = 0; i < step_bytes; i += 64) v_prefetch(unit + s * step_bytes + i);
+            v_in_order();
 #pragma GCC unroll 2
             for (int p = 0; p < P; p++) {
                 vi w[2];
@@ -144,10 +145,11 @@ INLINE void tile_groups(const int R, const int S, const int P, const int bits, c
     const int8_t *q = t->q;
     const int32_t *init = t->init, *pairs = t->pairs;
     const float *xs = t->scale;
+    const int fetch = !ahead && S == V_MAX_ROWS;   /* lower ones are alone with their panel, or the last of many */
     int all = format->blocks * groups, done = 0, span = 0, chunk = 0;
     float_sums f, y, total;
     next_lines next;
-    if (!ahead) next = next_begin(t, all);
+    if (fetch) next = next_begin(t, all);
     sums_clear(R, P, f);
     sums_clear(R, P, y);
     sums_clear(R, P, total);
@@ -155,7 +157,7 @@ INLINE void tile_groups(const int R, const int S, const int P, const int bits, c
         const uint8_t *at = block + format->scale_bytes;
         prefetch_bytes(t, block, format->scale_bytes);
         for (int g = 0; g < groups; g++, init += S) {
-            if (!ahead) next_fetch(&next);
+            if (fetch) next_fetch(&next);
             vi acc[V_MAX_ROWS][HALF][2];
             for (int r = 0; r < R; r++)
                 for (int p = 0; p < P; p++) acc[r][p][0] = acc[r][p][1] = vi_set1(points ? 0 : init[r]);

@@ -21,6 +21,10 @@
 #define INLINE static inline
 #endif
 
+/* The border of two steps of an unrolled loop. Without it gcc gathers the prefetches of all steps in the first, where they fill the
+ * buffers for lines under way and hold up what is behind them, and moves dot products until sums do not fit the registers. */
+INLINE void v_in_order(void) { __asm__ volatile(""); }
+
 #if defined(V_AVX2)
 #include <immintrin.h>
 enum { V_LANES = 8, V_BIAS8 = 128, V_MAX_ROWS = 4, V_FLOAT_ROWS = 4 };
@@ -160,12 +164,9 @@ INLINE float vf_fold(vf v) {
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
 }
 INLINE vf vf_lookup16(const float *table, vi i) { return _mm512_permutexvar_ps(i, vf_load(table)); }
-/* The empty statement keeps gcc from collecting the prefetches of an unrolled loop in one place, where they fill up the
- * buffers for lines under way and then hold up what is behind them. */
 INLINE void v_prefetch(const uint8_t *p) {
     _mm_prefetch((const char *)p + 8192, _MM_HINT_T1);
     _mm_prefetch((const char *)p + 2048, _MM_HINT_T0);
-    __asm__ volatile("");
 }
 INLINE void v_prefetch_next(const uint8_t *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
 INLINE void v_prefetch_page(const uint8_t *keys, const uint8_t *values) {
