@@ -93,11 +93,7 @@ static void amx_widen(const panel_format *f, const uint8_t *panel, const panel_f
     }
     for (int b = 0; b < f->blocks; b++, panel += f->block_bytes, codes += f->block * PANEL_COLUMNS) {
         const uint8_t *from = panel + f->scale_bytes;
-        for (int h = 0; h < 2 && f->scale == PANEL_INT; h++) {
-            level[h] = vi_mul(vi_u8(panel + 16 * h), vi_set1(0x10001));
-            vi z = f->points ? vi_mul(vi_u8(panel + 32 + 16 * h), vi_set1(0x10001)) : vi_set1(f->zero * 0x10001);
-            zeros[h] = _mm512_mullo_epi16(z, level[h]);
-        }
+        for (int h = 0; h < 2 && f->scale == PANEL_INT; h++) level[h] = block_level(f, panel, 16 * h, 0, &zeros[h]);
         if (f->scale == PANEL_F16) amx_unpack_scales(PANEL_F16, f, wide, panel, b, out);
         if (f->scale == PANEL_F32) amx_unpack_scales(PANEL_F32, f, wide, panel, b, out);
         if (f->scale == PANEL_Q4K) amx_unpack_scales(PANEL_Q4K, f, wide, panel, b, out);

@@ -314,12 +314,19 @@ static void widen(const panel_format *f, const uint8_t *panel, const panel_forma
 }
 
 #ifdef V_AVX512
-/* level * c - product of the 4 k of each lane; both in 16 bits, twice a lane. */
-INLINE vi times_level(vi codes, vi level, vi product) {
+/* level * c - shift of the 4 k of each lane, in bytes; the level twice in 16 bits, the shift in every byte. */
+INLINE vi times_level(vi codes, vi level, vi shift) {
     const vi low = _mm512_set1_epi16(255);
-    vi even = _mm512_sub_epi16(_mm512_mullo_epi16(_mm512_and_si512(codes, low), level), product);
-    vi odd = _mm512_sub_epi16(_mm512_mullo_epi16(_mm512_srli_epi16(codes, 8), level), product);
-    return _mm512_or_si512(_mm512_and_si512(even, low), _mm512_slli_epi16(odd, 8));
+    vi even = _mm512_mullo_epi16(_mm512_and_si512(low, codes), level), odd = _mm512_mullo_epi16(_mm512_andnot_si512(low, codes), level);
+    return _mm512_sub_epi8(_mm512_or_si512(_mm512_and_si512(low, even), odd), shift);
+}
+
+/* The levels of 16 columns for times_level(), and their products with the zero points, less `below`. */
+INLINE vi block_level(const panel_format *f, const uint8_t *block, int column, int below, vi *shift) {
+    vi level = vi_u8(block + column), zero = f->points ? vi_u8(block + 32 + column) : vi_set1(f->zero);
+    vi byte = _mm512_and_si512(vi_sub(vi_mul(zero, level), vi_set1(below)), vi_set1(255));
+    *shift = vi_mul(byte, vi_set1(0x01010101));
+    return vi_mul(level, vi_set1(0x10001));
 }
 
 /* Integer scales times what they scale are int8 (QE_FACT_INT8_PRODUCT): plus 128, codes of 8 bits without groups. */
@@ -334,19 +341,14 @@ static bool products_wide(const panel_format *f, panel_format *out) {
 
 INLINE void widen_products(const int bits, const panel_format *f, const uint8_t *block, uint8_t *to) {
     const uint8_t *from = block + f->scale_bytes;
-    vi level[2], product[2];
-    for (int h = 0; h < 2; h++) {
-        level[h] = vi_mul(vi_u8(block + 16 * h), vi_set1(0x10001));
-        vi zero = f->points ? vi_mul(vi_u8(block + 32 + 16 * h), vi_set1(0x10001)) : vi_set1(f->zero * 0x10001);
-        product[h] = _mm512_mullo_epi16(zero, level[h]);
-    }
+    vi level[2], shift[2];
+    for (int h = 0; h < 2; h++) level[h] = block_level(f, block, 16 * h, 128, &shift[h]);
     for (int u = 0; u < f->block / 32; u++, from += f->unit_bytes)
 #pragma GCC unroll 8
         for (int s = 0; s < 8; s++, to += 128) {
             vi w[2];
             load_step(bits, 0, from, s, 0, w);
-            for (int h = 0; h < 2; h++)
-                vi_store(to + 64 * h, vi_xor(times_level(w[h], level[h], product[h]), _mm512_set1_epi8(-128)));
+            for (int h = 0; h < 2; h++) vi_store(to + 64 * h, times_level(w[h], level[h], shift[h]));
         }
 }
 
