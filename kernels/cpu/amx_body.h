@@ -69,16 +69,16 @@ INLINE void amx_unpack_scales(const panel_scale scale, const panel_format *f, co
     for (int h = 0; h < 2; h++) {
         const int column = 16 * h, at = 64 * h;
         for (int g = 0; g < groups; g++)
-            vf_store((float *)(void *)(out + (b * groups + g) * 128 + at), group_scale(scale, block, g, column));
+            vf_store((float *)(void *)(out + (b * groups + g) * 128 + at), group_scale(scale, 0, block, g, column));
         if (wide->points) {
             vi z = f->points ? vi_u8(block + (scale == PANEL_F16 ? 64 : 128) + column) : vi_set1(f->zero);
             vi_store(out + parts.points + b * 128 + at, f->bits == 8 ? vi_sub(z, vi_set1(128)) : z);
         }
         if (scale != PANEL_Q4K) continue;
         uint8_t *mins = out + parts.mins + b * AMX_MINS + at;
-        vf_store((float *)(void *)mins, vf_half(block + 64 + 2 * column));
+        vf_store((float *)(void *)mins, block_dmin(0, block, column));
         for (int pair = 0; pair < 4; pair++)
-            vi_store(mins + 128 + pair * 128, vi_u8_pairs(block + 384 + pair * 64 + 2 * column));
+            vi_store(mins + 128 + pair * 128, pair_mins(0, block, pair, column));
     }
 }
 

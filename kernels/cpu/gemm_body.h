@@ -99,7 +99,8 @@ INLINE void next_fetch(next_lines *n) {
 INLINE int column_of(int first, int p, int h) { return (first + p + h * HALF) * V_LANES; }
 
 /* The scale of group g of a block for the vector that starts at `column`. */
-INLINE vf group_scale(const panel_scale scale, const uint8_t *block, int g, int column) {
+INLINE vf group_scale(const panel_scale scale, const int wide, const uint8_t *block, int g, int column) {
+    if (wide == 2) return vf_load(block + (g * PANEL_COLUMNS + column) * 4);
     if (scale == PANEL_F16) return vf_half(block + column * 2);
     if (scale == PANEL_F32) return vf_load(block + column * 4);
     if (scale == PANEL_Q4K) return vf_mul(vf_half(block + column * 2), vf_from(vi_u8(block + 128 + g * 32 + column)));
@@ -113,8 +114,17 @@ INLINE void sums_clear(const int R, const int P, float_sums f) {
         for (int p = 0; p < P; p++) f[r][p][0] = f[r][p][1] = vf_set1(0.0f);
 }
 
+/* -dmin of a block, and int16 mins of two neighboring groups, for the vector that starts at `column`. */
+INLINE vf block_dmin(const int wide, const uint8_t *block, int column) {
+    return wide == 2 ? vf_load(block + 1024 + column * 4) : vf_half(block + 64 + column * 2);
+}
+INLINE vi pair_mins(const int wide, const uint8_t *block, int pair, int column) {
+    return wide == 2 ? vi_load(block + 1152 + pair * 128 + column * 4) : vi_u8_pairs(block + 384 + pair * 64 + column * 2);
+}
+
 /* f = fmaf(float(msum), -dmin, f) at the end of a block of 256. */
-INLINE void add_mins(const int R, const int S, const int P, const uint8_t *block, const int32_t *pairs, int first, float_sums f) {
+INLINE void add_mins(const int R, const int S, const int P, const int wide, const uint8_t *block, const int32_t *pairs, int first,
+                     float_sums f) {
 #pragma GCC unroll 12
     for (int r = 0; r < R; r++)
         for (int p = 0; p < P; p++)
@@ -122,9 +132,8 @@ INLINE void add_mins(const int R, const int S, const int P, const uint8_t *block
                 int column = column_of(first, p, h);
                 vi sum = vi_set1(0);
                 for (int pair = 0; pair < 4; pair++)
-                    sum = vi_madd16(sum, vi_u8_pairs(block + 384 + pair * 64 + column * 2),
-                                    vi_set1(pairs[pair * S + r]));
-                f[r][p][h] = vf_fma(vf_from(sum), vf_half(block + 64 + column * 2), f[r][p][h]);
+                    sum = vi_madd16(sum, pair_mins(wide, block, pair, column), vi_set1(pairs[pair * S + r]));
+                f[r][p][h] = vf_fma(vf_from(sum), block_dmin(wide, block, column), f[r][p][h]);
             }
 }
 
@@ -168,9 +177,9 @@ INLINE void tile_groups(const int R, const int S, const int P, const int bits, c
             for (int p = 0; p < P; p++)
                 for (int h = 0; h < 2; h++) {
                     int column = column_of(first, p, h);
-                    vf s = group_scale(scale, block, g, column);
+                    vf s = group_scale(scale, wide, block, g, column);
                     if (points) {
-                        vi z = vi_u8(block + (scale == PANEL_F16 ? 64 : 128) + column);
+                        vi z = vi_u8(block + (scale == PANEL_F16 && wide < 2 ? 64 : 128) + column);
                         if (bits == 8) z = vi_sub(z, vi_set1(V_BIAS8));
                         for (int r = 0; r < R; r++) acc[r][p][h] = vi_sub(acc[r][p][h], vi_mul(z, vi_set1(init[r])));
                     }
@@ -185,7 +194,7 @@ INLINE void tile_groups(const int R, const int S, const int P, const int bits, c
             if (paired) xs += S;
             done++, span++, chunk++;
             if (scale == PANEL_Q4K && g == groups - 1) {
-                add_mins(R, S, P, block, pairs, first, f);
+                add_mins(R, S, P, wide, block, pairs, first, f);
                 pairs += 4 * S;
             }
             int end = done == all || chunk == t->chunk;
@@ -284,107 +293,22 @@ INLINE void tile_run(const int R, const int bits, const int wide, const panel_sc
         }
 }
 
-/* A panel of narrow codes as one of bytes; everything but the codes is copied. */
-INLINE void widen_units(const int bits, const panel_format *f, const uint8_t *from, uint8_t *to) {
-    const int steps = f->unit / 4;
-    for (int u = 0; u < f->block / f->unit; u++, from += f->unit_bytes, to += f->unit * 32)
-        for (int s = 0; s < steps; s++)
-#pragma GCC unroll 2
-            for (int j = 0; j < HALF; j++) {
-                vi w[2];
-                load_step(bits, 0, from, s, j, w);
-                vi_store(to + s * 128 + j * V_BYTES, w[0]);
-                vi_store(to + s * 128 + (j + HALF) * V_BYTES, w[1]);
-            }
-}
-
-static void widen(const panel_format *f, const uint8_t *panel, const panel_format *wide, uint8_t *out) {
-    if (f->scale == PANEL_CHANNEL || f->scale == PANEL_INT) {
-        memcpy(out, panel, PANEL_HEAD);
-        panel += PANEL_HEAD, out += PANEL_HEAD;
-    }
-    for (int b = 0; b < f->blocks; b++, panel += f->block_bytes, out += wide->block_bytes) {
-        memcpy(out, panel, (size_t)f->scale_bytes);
-        const uint8_t *from = panel + f->scale_bytes;
-        uint8_t *to = out + f->scale_bytes;
-        if (f->bits == 4) widen_units(4, f, from, to);
-        if (f->bits == 5) widen_units(5, f, from, to);
-        if (f->bits == 6) widen_units(6, f, from, to);
-    }
-}
-
-#ifdef V_AVX512
-/* level * c - shift of the 4 k of each lane, in bytes; the level twice in 16 bits, the shift in every byte. */
-INLINE vi times_level(vi codes, vi level, vi shift) {
-    const vi low = _mm512_set1_epi16(255);
-    vi even = _mm512_mullo_epi16(_mm512_and_si512(low, codes), level), odd = _mm512_mullo_epi16(_mm512_andnot_si512(low, codes), level);
-    return _mm512_sub_epi8(_mm512_or_si512(_mm512_and_si512(low, even), odd), shift);
-}
-
-/* The levels of 16 columns for times_level(), and their products with the zero points, less `below`. */
-INLINE vi block_level(const panel_format *f, const uint8_t *block, int column, int below, vi *shift) {
-    vi level = vi_u8(block + column), zero = f->points ? vi_u8(block + 32 + column) : vi_set1(f->zero);
-    vi byte = _mm512_and_si512(vi_sub(vi_mul(zero, level), vi_set1(below)), vi_set1(255));
-    *shift = vi_mul(byte, vi_set1(0x01010101));
-    return vi_mul(level, vi_set1(0x10001));
-}
-
-/* Integer scales times what they scale are int8 (QE_FACT_INT8_PRODUCT): plus 128, codes of 8 bits without groups. */
-static bool products_wide(const panel_format *f, panel_format *out) {
-    if (f->scale != PANEL_INT) return panel_format_wide(f, out);
-    *out = *f;
-    out->scale = PANEL_CHANNEL, out->bits = 8, out->wide = 1, out->points = 0, out->zero = 128;
-    out->scale_bytes = 0, out->unit_bytes = f->unit * 32, out->block_bytes = f->block * 32;
-    out->panel_bytes = PANEL_HEAD + f->blocks * out->block_bytes;
-    return true;
-}
-
-INLINE void widen_products(const int bits, const panel_format *f, const uint8_t *block, uint8_t *to) {
-    const uint8_t *from = block + f->scale_bytes;
-    vi level[2], shift[2];
-    for (int h = 0; h < 2; h++) level[h] = block_level(f, block, 16 * h, 128, &shift[h]);
-    for (int u = 0; u < f->block / 32; u++, from += f->unit_bytes)
-#pragma GCC unroll 8
-        for (int s = 0; s < 8; s++, to += 128) {
-            vi w[2];
-            load_step(bits, 0, from, s, 0, w);
-            for (int h = 0; h < 2; h++) vi_store(to + 64 * h, times_level(w[h], level[h], shift[h]));
-        }
-}
-
-static void widen_all(const panel_format *f, const uint8_t *panel, const panel_format *wide, uint8_t *out) {
-    if (f->scale != PANEL_INT) {
-        widen(f, panel, wide, out);
-        return;
-    }
-    memcpy(out, panel, PANEL_HEAD);
-    panel += PANEL_HEAD, out += PANEL_HEAD;
-    for (int b = 0; b < f->blocks; b++, panel += f->block_bytes, out += wide->block_bytes) {
-        if (f->bits == 4) widen_products(4, f, panel, out);
-        else widen_products(8, f, panel, out);
-    }
-}
-#endif
-
 /* Stored width and scale kind of every kernel built, and whether for wide panels. */
 #define KERNEL_LIST(X, R)                                                                                            \
     X(R, 4, PANEL_CHANNEL, 0) X(R, 8, PANEL_CHANNEL, 0) X(R, 4, PANEL_INT, 0) X(R, 8, PANEL_INT, 0)                  \
     X(R, 4, PANEL_F16, 0) X(R, 5, PANEL_F16, 0) X(R, 8, PANEL_F16, 0) X(R, 4, PANEL_F32, 0) X(R, 8, PANEL_F32, 0)    \
     X(R, 4, PANEL_Q4K, 0) X(R, 6, PANEL_Q6K, 0)
-#define WIDE_LIST(X, R)                                                                                              \
-    X(R, 4, PANEL_CHANNEL, 1) V_WIDE_INT(X, R) X(R, 4, PANEL_F16, 1) X(R, 5, PANEL_F16, 1)                      \
-    X(R, 4, PANEL_F32, 1) X(R, 4, PANEL_Q4K, 1) X(R, 6, PANEL_Q6K, 1)
-#ifdef V_AVX512
-#define V_WIDE_INT(X, R) X(R, 8, PANEL_CHANNEL, 1)
-#else
-#define V_WIDE_INT(X, R) X(R, 4, PANEL_INT, 1)
-#endif
+#define WIDE_LIST(X, R, W)                                                                                           \
+    X(R, 4, PANEL_CHANNEL, W) X(R, 4, PANEL_F16, W) X(R, 5, PANEL_F16, W) X(R, 4, PANEL_F32, W) X(R, 4, PANEL_Q4K, W) \
+    X(R, 6, PANEL_Q6K, W)
 #if defined(V_AVX2)
-#define HEIGHT_LIST(X) KERNEL_LIST(X, 1) KERNEL_LIST(X, 2) KERNEL_LIST(X, 4) WIDE_LIST(X, 4)
+#define HEIGHT_LIST(X) KERNEL_LIST(X, 1) KERNEL_LIST(X, 2) KERNEL_LIST(X, 4) WIDE_LIST(X, 4, 1) X(4, 4, PANEL_INT, 1)
 #elif !defined(V_AVX512)
-#define HEIGHT_LIST(X) KERNEL_LIST(X, 1) KERNEL_LIST(X, 4) WIDE_LIST(X, 4)
+#define HEIGHT_LIST(X) KERNEL_LIST(X, 1) KERNEL_LIST(X, 4) WIDE_LIST(X, 4, 1) X(4, 4, PANEL_INT, 1)
 #else
-#define HEIGHT_LIST(X) KERNEL_LIST(X, 1) KERNEL_LIST(X, 2) KERNEL_LIST(X, 4) KERNEL_LIST(X, 8) KERNEL_LIST(X, 12) WIDE_LIST(X, 12)
+#define HEIGHT_LIST(X)                                                                                               \
+    KERNEL_LIST(X, 1) KERNEL_LIST(X, 2) KERNEL_LIST(X, 4) KERNEL_LIST(X, 8) KERNEL_LIST(X, 12) WIDE_LIST(X, 12, 2)      \
+    X(12, 8, PANEL_CHANNEL, 2)
 #endif
 
 #define KERNEL(R, bits, scale, wide)                                                                                 \

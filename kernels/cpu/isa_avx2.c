@@ -2,6 +2,7 @@
 #if defined(__x86_64__)
 #define V_AVX2
 #include "gemm_body.h"
+#include "widen_body.h"
 #include "ops_body.h"
 #include "attention_body.h"
 #include "decoded_body.h"
@@ -9,7 +10,7 @@
 
 const panel_isa panel_isa_avx2 = {
     .name = "avx2", .bias8 = V_BIAS8, .max_rows = V_MAX_ROWS, .kernel = kernel_find,
-    .wide = panel_format_wide, .widen = widen, .wide_tiles = 3,
+    .wide = wide_form, .widen = widen, .wide_tiles = 3,
     .prepare_row = prepare_row, .rope_head = rope_head, .attend = attend, .attend_queries = ATTEND_QUERIES,
 };
 const decoded_isa decoded_isa_avx2 = DECODED_ISA;

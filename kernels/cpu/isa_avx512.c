@@ -2,6 +2,7 @@
 #if defined(__x86_64__)
 #define V_AVX512
 #include "gemm_body.h"
+#include "widen_body.h"
 #include "amx_body.h"
 #include "ops_body.h"
 #include "attention_body.h"
@@ -14,7 +15,7 @@ const panel_isa panel_isa_avx512 = {
 };
 const panel_isa panel_isa_avx512_unpacked = {
     .name = "avx512", .bias8 = V_BIAS8, .max_rows = V_MAX_ROWS, .kernel = kernel_find,
-    .wide = products_wide, .widen = widen_all, .wide_tiles = 3,
+    .wide = wide_form, .widen = widen, .wide_tiles = 3,
     .prepare_row = prepare_row, .rope_head = rope_head, .attend = attend, .attend_queries = ATTEND_QUERIES,
 };
 const panel_isa panel_isa_amx = {

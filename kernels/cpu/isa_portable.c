@@ -4,6 +4,7 @@
 #pragma GCC optimize("O2")
 #endif
 #include "gemm_body.h"
+#include "widen_body.h"
 #include "ops_body.h"
 #include "attention_body.h"
 #include "decoded_body.h"
@@ -11,7 +12,7 @@
 
 const panel_isa panel_isa_portable = {
     .name = "portable", .bias8 = V_BIAS8, .max_rows = V_MAX_ROWS, .kernel = kernel_find,
-    .wide = panel_format_wide, .widen = widen, .wide_tiles = 3,
+    .wide = wide_form, .widen = widen, .wide_tiles = 3,
     .prepare_row = prepare_row, .rope_head = rope_head, .attend = attend, .attend_queries = ATTEND_QUERIES,
 };
 const decoded_isa decoded_isa_portable = DECODED_ISA;

@@ -30,8 +30,8 @@ static const panel_kind kinds[] = {
 };
 
 static void format_sizes(panel_format *f, int64_t k) {
-    static const int32_t scale_bytes[] = {0, 64, 64, 128, 640, 576};
-    f->scale_bytes = scale_bytes[f->scale];
+    static const int32_t scale_bytes[2][6] = {{0, 64, 64, 128, 640, 576}, {0, 64, 128, 128, 8 * 128 + 640, 16 * 128}};
+    f->scale_bytes = scale_bytes[f->wide == 2][f->scale];
     if (f->points && f->scale != PANEL_INT) f->scale_bytes += 64;   /* 32 used: scales stay on their own lines */
     f->unit_bytes = f->unit * (f->wide ? 8 : f->bits) * 4;
     f->block_bytes = f->scale_bytes + f->block / f->unit * f->unit_bytes;
@@ -40,10 +40,10 @@ static void format_sizes(panel_format *f, int64_t k) {
     f->panel_bytes = ceil_div((int64_t)head + (int64_t)f->blocks * f->block_bytes, 256) * 256;
 }
 
-bool panel_format_wide(const panel_format *f, panel_format *out) {
+bool panel_format_wide(const panel_format *f, int32_t wide, panel_format *out) {
     *out = *f;
     if (f->bits == 8) return false;
-    out->wide = 1;
+    out->wide = wide;
     format_sizes(out, (int64_t)f->blocks * f->block);
     return true;
 }

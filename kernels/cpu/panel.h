@@ -31,7 +31,8 @@ typedef struct panel_format {
     int32_t points;       /* 1: 8-bit zero points a group; 0: `zero` everywhere */
     int32_t zero;
     int32_t doubled;      /* 1: signs, stored as codes 0 and 2 with zero 1 */
-    int32_t wide;         /* 1: codes of fewer bits, unpacked to a byte each: 128 bytes a step, as for 8 bits */
+    int32_t wide;         /* 1: codes of fewer bits, unpacked to a byte each: 128 bytes a step, as for 8 bits; 2: scales are floats
+                           * as well, of PANEL_Q4K 8 x 32 a block, 32 -dmin, 4 x 32 pairs of int16 mins */
     int32_t scale_bytes, unit_bytes, block_bytes, panel_bytes, blocks;
 } panel_format;
 
@@ -98,5 +99,5 @@ qe_status cpu_rope_append(const qk_rope *r, const qk_attention *a, const qk_queu
 size_t cpu_attention_bytes(const qk_device *device, const qk_attention *a);
 qe_status cpu_attention(const qk_attention *a, const qk_queue *q, qe_error *err);
 bool panel_format_of(const qk_shape *shape, panel_format *out, qk_why *why);
-bool panel_format_wide(const panel_format *format, panel_format *out);   /* codes in bytes, nothing else changed */
+bool panel_format_wide(const panel_format *format, int32_t wide, panel_format *out);   /* false: of bytes already */
 #endif
