@@ -15,7 +15,7 @@ static bool amx_whole(const panel_format *f) { return f->scale == PANEL_CHANNEL 
 
 /* k in one product. */
 static int32_t amx_step(const panel_format *f) {
-    return amx_whole(f) || f->group % 64 == 0 ? 64 : f->group % 32 == 0 ? 32 : 16;
+    return amx_whole(f) || f->group % 64 == 0 ? 64 : 32;
 }
 
 typedef struct amx_parts {
@@ -64,7 +64,7 @@ INLINE void amx_unpack_codes(const int bits, const int levels, const panel_forma
 /* The scales, points and mins of block b. */
 INLINE void amx_unpack_scales(const panel_scale scale, const panel_format *f, const panel_format *wide, const uint8_t *block,
                               int b, uint8_t *out) {
-    const int groups = scale == PANEL_Q4K ? 8 : scale == PANEL_Q6K ? 16 : 1;
+    const int groups = scale == PANEL_Q4K ? 8 : 1;
     const amx_parts parts = amx_parts_of(wide);
     for (int h = 0; h < 2; h++) {
         const int column = 16 * h, at = 64 * h;
@@ -97,12 +97,10 @@ static void amx_widen(const panel_format *f, const uint8_t *panel, const panel_f
         if (f->scale == PANEL_F16) amx_unpack_scales(PANEL_F16, f, wide, panel, b, out);
         if (f->scale == PANEL_F32) amx_unpack_scales(PANEL_F32, f, wide, panel, b, out);
         if (f->scale == PANEL_Q4K) amx_unpack_scales(PANEL_Q4K, f, wide, panel, b, out);
-        if (f->scale == PANEL_Q6K) amx_unpack_scales(PANEL_Q6K, f, wide, panel, b, out);
         if (f->scale == PANEL_INT && f->bits == 4) amx_unpack_codes(4, 1, f, from, codes, level, zeros);
         else if (f->scale == PANEL_INT) amx_unpack_codes(8, 1, f, from, codes, level, zeros);
         else if (f->bits == 4) amx_unpack_codes(4, 0, f, from, codes, level, zeros);
         else if (f->bits == 5) amx_unpack_codes(5, 0, f, from, codes, level, zeros);
-        else if (f->bits == 6) amx_unpack_codes(6, 0, f, from, codes, level, zeros);
         else amx_unpack_codes(8, 0, f, from, codes, level, zeros);
     }
     memset(codes, 0, (size_t)(out + wide->panel_bytes - codes));   /* any do, against zeros */
@@ -172,7 +170,7 @@ INLINE void amx_integer(const int T, const int is_signed, const panel_tile *t) {
             vi sum = vi_load(here);
             if (!is_signed) sum = vi_add(sum, vi_set1(t->init[r]));
             if (t->sums) vi_store(here, sum);
-            else vf_store(t->y + r * PANEL_COLUMNS + 16 * h, vf_mul(vf_mul(vf_from(sum), vf_set1(t->scale[r])), w[h]));
+            else vf_store(t->y + r * t->ldy + 16 * h, vf_mul(vf_mul(vf_from(sum), vf_set1(t->scale[r])), w[h]));
         }
 }
 
@@ -251,7 +249,7 @@ INLINE void amx_scale(const int paired, const int points, const int32_t *sums, i
 
 /* What follows a segment: of 16 tokens from `row` on, columns of half h. */
 INLINE void amx_close(const int R, const int mins, const panel_tile *t, const amx_parts *parts,
-                      const amx_segment *s, int row, int h, float *f, float *y) {
+                      const amx_segment *s, int row, int h, float *f, float *y, float *total) {
     const int32_t block = s->group / 8;
     const uint8_t *low = t->panel + parts->mins + block * AMX_MINS + 64 * h;
     for (int r = row; r < row + AMX_TILE; r++) {
@@ -267,7 +265,7 @@ INLINE void amx_close(const int R, const int mins, const panel_tile *t, const am
             v = vf_fma(v, vf_set1(t->scale[(size_t)s->span * R + r]), vf_load(y + at));
             vf_store(y + at, s->chunks ? vf_set1(0.0f) : v);
         }
-        if (s->chunks) vf_store(t->y + at, vf_add(vf_load(t->y + at), v));
+        if (s->chunks) vf_store(total + at, vf_add(vf_load(total + at), v));
         vf_store(f + at, s->spans || s->chunks ? vf_set1(0.0f) : v);
     }
 }
@@ -279,9 +277,10 @@ INLINE void amx_floats(const int step, const int paired, const int points, const
     int32_t sums[AMX_SEGMENT][AMX_QUARTER] __attribute__((aligned(64)));
     /* The open sums of a quarter between segments (y where paired, else f), and y beside f. */
     float f[AMX_SUMS] __attribute__((aligned(64))), y[AMX_SUMS] __attribute__((aligned(64)));
+    float total[AMX_SUMS] __attribute__((aligned(64)));
     memset(f, 0, sizeof f);
     memset(y, 0, sizeof y);
-    memset(t->y, 0, sizeof y);
+    memset(total, 0, sizeof total);
     amx_walk walk = {.all = parts.groups};
     next_lines next = next_begin(t, parts.groups / AMX_SEGMENT * 4 + 1);
     for (amx_segment s = amx_next(paired, mins, t, &walk); s.count; s = amx_next(paired, mins, t, &walk))
@@ -294,8 +293,10 @@ INLINE void amx_floats(const int step, const int paired, const int points, const
             amx_make(step, t->q + row * AMX_LINE, R * AMX_LINE, k, size, from, s.count, sums[0]);
             amx_scale(paired, points, sums[0], s.count, t->panel + scale, t->panel + (size_t)parts.points + scale,
                       t->init + (size_t)s.group * R + row, t->scale + (size_t)s.span * R + row, R, f + at);
-            if ((mins && s.mins) || s.spans || s.chunks) amx_close(R, mins, t, &parts, &s, row, h, f, y);
+            if ((mins && s.mins) || s.spans || s.chunks) amx_close(R, mins, t, &parts, &s, row, h, f, y, total);
         }
+    for (int r = 0; r < R; r++)
+        for (int h = 0; h < 2; h++) vf_store(t->y + r * t->ldy + 16 * h, vf_load(total + r * PANEL_COLUMNS + 16 * h));
 }
 
 /* ---- kernels ----------------------------------------------------------------------------------------------------- */
@@ -306,7 +307,7 @@ INLINE void amx_floats(const int step, const int paired, const int points, const
 AMX_INTEGER(1, 0) AMX_INTEGER(2, 0) AMX_INTEGER(1, 1) AMX_INTEGER(2, 1)
 
 /* Step, zero points, mins; each for activation scales of a span and of a group. */
-#define AMX_FLOAT_LIST(X) X(64, 0, 0) X(64, 1, 0) X(32, 0, 0) X(32, 1, 0) X(32, 0, 1) X(16, 0, 0)
+#define AMX_FLOAT_LIST(X) X(64, 0, 0) X(64, 1, 0) X(32, 0, 0) X(32, 1, 0) X(32, 0, 1)
 #define AMX_FLOATS(step, points, mins)                                                               \
     static __attribute__((noinline)) void amx_floats_##step##_##points##_##mins(const panel_tile *t) { \
         if (!mins && t->span == 1) amx_floats(step, 1, points, mins, t);                               \
@@ -314,10 +315,10 @@ AMX_INTEGER(1, 0) AMX_INTEGER(2, 0) AMX_INTEGER(1, 1) AMX_INTEGER(2, 1)
     }
 AMX_FLOAT_LIST(AMX_FLOATS)
 
-/* With float scales the dot products of AVX-512 win up to 24 tokens. */
+/* The last tokens of many: with float scales the dot products of AVX-512 win up to 24. */
 #define AMX_LOW_LIST(X, R)                                                                                           \
     X(R, 4, PANEL_F16, 0) X(R, 5, PANEL_F16, 0) X(R, 8, PANEL_F16, 0) X(R, 4, PANEL_F32, 0) X(R, 8, PANEL_F32, 0)    \
-    X(R, 4, PANEL_Q4K, 0) X(R, 6, PANEL_Q6K, 0)
+    X(R, 4, PANEL_Q4K, 0)
 AMX_LOW_LIST(KERNEL, 16) AMX_LOW_LIST(KERNEL, 24)
 
 static const struct {

@@ -67,6 +67,11 @@ const panel_isa *panel_isa_of(uint32_t isa) {
     return &panel_isa_portable;
 }
 
+const panel_isa *panel_isa_for(uint32_t isa, const panel_format *f, int64_t m) {
+    bool floats = f->scale != PANEL_CHANNEL && f->scale != PANEL_INT;
+    return panel_isa_of(floats && (m <= 24 || f->group < 32) ? isa & ~(uint32_t)QK_ISA_AMX : isa);
+}
+
 const decoded_isa *decoded_isa_of(uint32_t isa) {
 #if defined(__x86_64__)
     if (isa & QK_ISA_VNNI512) return &decoded_isa_avx512;

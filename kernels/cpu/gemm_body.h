@@ -288,7 +288,7 @@ INLINE void tile_run(const int R, const int bits, const int wide, const panel_sc
         for (int from = 0; from < R; from += rows) {
             panel_tile part = *t;
             part.q += 4 * from, part.init += from, part.pairs += from, part.scale += from, part.y += from * t->ldy;
-            if (!wide && !from && (R < V_MAX_ROWS || t->ahead)) tile_rows(rows, R, P, bits, wide, scale, 1, &part, first);
+            if (!wide && (R != V_MAX_ROWS || (!from && t->ahead))) tile_rows(rows, R, P, bits, wide, scale, 1, &part, first);
             else tile_rows(rows, R, P, bits, wide, scale, 0, &part, first);
         }
 }

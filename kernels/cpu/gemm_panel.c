@@ -264,7 +264,7 @@ static void run_task(void *arg, int32_t index, int32_t count) {
     t.sums = j->finish.y_type == QE_CODE_INT ? sums : NULL;
     t.span = xg > 0 && xg < s->k ? xg / f->group : INT_MAX;
     t.chunk = s->chunk_k > 0 && s->chunk_k < s->k ? (int32_t)(s->chunk_k / f->group) : INT_MAX;
-    bool nothing = finish_nothing(&j->finish) && !in_lines(j, way(j, 0)->height);
+    bool nothing = finish_nothing(&j->finish);
     bool lines = in_lines(j, way(j, 0)->height);
     if (lines && j->isa->enter) j->isa->enter(j->has_wide ? &j->wide : f);
     for (int32_t begin = 0; begin < j->tiles; begin += sweep) {
@@ -307,8 +307,8 @@ static bool panel_row_supports(const qk_device *device, const qk_gemm *g, qk_why
 static void panel_plan(const qk_device *device, const qk_gemm *g, qk_plan *out) {
     panel_job j;
     memset(&j, 0, sizeof j);
-    j.isa = panel_isa_of(device->isa);
     if (!panel_format_of(&g->w, &j.format, NULL)) return;
+    j.isa = panel_isa_for(device->isa, &j.format, g->m);
     job_sizes(&j, &g->w, g->m);
     finish_plan(device, g, out);
     out->workspace_bytes = work_bytes(&j, out->block);
@@ -326,10 +326,10 @@ static qe_status panel_run(const qk_plan *plan, const qk_gemm_args *args, const 
     panel_job j;
     memset(&j, 0, sizeof j);
     QE_TRY(finish_begin(plan, args, &j.finish, err));
-    j.isa = panel_isa_of(queue->device->isa);
     if (args->x.quant.code != QE_CODE_INT || args->x.packing || !args->x.scales)
         return qe_error_set(err, QE_E_ARGUMENT, "x is not prepared as the weight asks");
     if (!panel_format_of(s, &j.format, NULL)) return qe_error_set(err, QE_E_ARGUMENT, "not a panel weight");
+    j.isa = panel_isa_for(queue->device->isa, &j.format, args->x.m);
     job_sizes(&j, s, args->x.m);
     j.sweep_bytes = sweep_of(&j, queue->device->unit_bytes);
     if (work_bytes(&j, plan->block) > plan->workspace_bytes)

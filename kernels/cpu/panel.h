@@ -49,8 +49,8 @@ typedef struct panel_tile {
     int32_t ahead;            /* 1: the panel comes from memory, prefetch it */
     const uint8_t *next;      /* lines to fetch meanwhile, a part of the next panel */
     int32_t next_lines;
-    float  *y;                /* [R] rows of PANEL_COLUMNS, */
-    int64_t ldy;              /* so many floats apart; PANEL_COLUMNS for tiles in lines */
+    float  *y;                /* [R] rows of PANEL_COLUMNS floats, */
+    int64_t ldy;              /* so many floats apart */
     int32_t *sums;            /* [R][PANEL_COLUMNS] or NULL: the int32 sums in place of y; PANEL_CHANNEL and PANEL_INT */
 } panel_tile;
 
@@ -88,6 +88,8 @@ extern const panel_isa panel_isa_avx2, panel_isa_avx512, panel_isa_avx512_unpack
 uint32_t cpu_isa(void);                              /* QK_ISA_* of this machine */
 void cpu_name(char *out, size_t bytes);              /* as its maker calls it */
 const panel_isa *panel_isa_of(uint32_t isa);
+/* For m tokens of a format: with float scales AMX pays from 25 tokens on, and not where groups are shorter than a product. */
+const panel_isa *panel_isa_for(uint32_t isa, const panel_format *format, int64_t m);
 
 extern const qk_layout cpu_layout_panel;
 extern const qk_row cpu_row_panel;
