@@ -38,15 +38,17 @@ if(CMAKE_CUDA_COMPILER)
             $<$<COMPILE_LANGUAGE:C>:-Wall;-Wextra;-Werror;-ffp-contract=off>)
         set_target_properties(${name} PROPERTIES POSITION_INDEPENDENT_CODE ON CUDA_SEPARABLE_COMPILATION OFF)
     endfunction()
-    # One object library per SM floor.
+    # One object library per SM floor. prepare is of both: on sm_90 it lets the GEMM behind it begin early.
     set(sm90 ${QK_CUDA_CU})
     list(FILTER sm90 INCLUDE REGEX "_sm90\\.cu$")
     set(sm80 ${QK_CUDA_CU})
-    list(REMOVE_ITEM sm80 ${sm90})
+    list(REMOVE_ITEM sm80 ${sm90} ${cuda_dir}/prepare.cu)
     qk_cuda_objects(qk_cuda_sm80 "-gencode=arch=compute_80,code=[sm_80,compute_80]" ${sm80} ${QK_CUDA_C})
     qk_cuda_objects(qk_cuda_sm90 "-gencode=arch=compute_90a,code=sm_90a" ${sm90})
+    qk_cuda_objects(qk_cuda_both "-gencode=arch=compute_80,code=[sm_80,compute_80];-gencode=arch=compute_90,code=sm_90"
+        ${cuda_dir}/prepare.cu)
     add_library(qk_cuda INTERFACE)
-    target_sources(qk_cuda INTERFACE $<TARGET_OBJECTS:qk_cuda_sm80> $<TARGET_OBJECTS:qk_cuda_sm90>)
+    target_sources(qk_cuda INTERFACE $<TARGET_OBJECTS:qk_cuda_sm80> $<TARGET_OBJECTS:qk_cuda_sm90> $<TARGET_OBJECTS:qk_cuda_both>)
     target_link_libraries(qk_cuda INTERFACE CUDA::cudart_static)
     if(QE_BUILD_TESTS)
         add_test(NAME ptxas_report COMMAND ${CMAKE_COMMAND} -DNVCC=${CMAKE_CUDA_COMPILER} -DROOT=${PROJECT_SOURCE_DIR}

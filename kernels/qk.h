@@ -48,7 +48,10 @@ typedef struct qk_device {   /* facts only: tests write one for any machine and 
     int32_t  toolkit;        /* nvcc that built the kernels: 1304 is 13.4; 0 off CUDA */
 } qk_device;
 enum { QK_CLUSTERS_ALL = 0x1fc };
-enum { QK_DEVICE_EMULATED = 1 };   /* runs the kernels for tests, not for speed: taken only by name */
+enum {
+    QK_DEVICE_EMULATED = 1, /* runs the kernels for tests, not for speed: taken only by name */
+    QK_DEVICE_EARLY = 2     /* a kernel that waits itself may begin before those ahead of it in the stream have ended */
+};
 
 typedef void qk_task(void *arg, int32_t index, int32_t count);
 typedef struct qk_queue {    /* one ordered stream of work, owned by the caller; POD, copied freely */

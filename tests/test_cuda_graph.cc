@@ -183,6 +183,33 @@ TEST_P(CudaGraph, ReplaysGiveTheBitsOfARun) {
         EXPECT_EQ(got, want) << "replay " << round;
     }
 }
+// Which launches may begin before the kernels ahead have ended: prepare, the GEMM that brings weights meanwhile, its second
+// kernel. Not those of sm_80, nor weights that a kernel writes and their GEMM.
+class CudaEarly : public Captured, public testing::WithParamInterface<std::pair<Problem, const char *>> {};
+TEST_P(CudaEarly, LaunchesOfACall) {
+    const auto [p, want] = GetParam();
+    make_linear(p);
+    ASSERT_NE(linear, nullptr);
+    for (const bool possible : {true, false}) {
+        device->facts.flags = possible ? device->facts.flags : device->facts.flags & ~QK_DEVICE_EARLY;
+        qe_linear_args a = {};
+        a.struct_size = sizeof a, a.m = p.m, a.ldx = p.k, a.x_type = QE_CODE_F16, a.ldy = p.n;
+        a.workspace_bytes = qe_linear_workspace(linear, p.m, QE_CODE_F16);
+        a.x = device_memory((size_t)(p.m * p.k) * 2), a.y = device_memory((size_t)(p.m * p.n) * 4);
+        a.workspace = device_memory(a.workspace_bytes), a.stream = &stream;
+        stream = Stream();
+        stream.capturing = true;
+        ASSERT_EQ(qe_linear_run(linear, &a, &err), QE_OK) << err.message;
+        stream.capturing = false;
+        std::string got;
+        for (const Node &n : stream.graph) got += n.launch.early ? 'e' : '-';
+        EXPECT_EQ(got, possible ? std::string(want) : std::string(got.size(), '-'));
+    }
+}
+INSTANTIATE_TEST_SUITE_P(Problems, CudaEarly,
+                         testing::Values(std::pair{problems[0], "ee"}, std::pair{problems[2], "eee"}, std::pair{problems[4], "ee"},
+                                         std::pair{problems[6], "e-"}, std::pair{problems[9], "e---"}),
+                         [](const auto &i) { return "p" + std::to_string(i.index); });
 // One graph of a grouped call serves every count that is written into device memory between replays.
 class CudaGraphGrouped : public Captured, public testing::WithParamInterface<int32_t> {};
 TEST_P(CudaGraphGrouped, ReplaysFollowTheCounts) {

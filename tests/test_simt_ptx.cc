@@ -97,6 +97,36 @@ TEST(SimtPtx, ClustersLieAlongAnyAxis) {
     const simt::Result odd = simt::launch_fn([] {}, dim3(1, 1, 6), dim3(32), 16, {}, dim3(1, 1, 4));
     EXPECT_FALSE(odd.ok);
 }
+// A launch that may begin before the kernels ahead have ended: what it does before griddep_wait() is held against them.
+TEST(SimtPtx, EarlyLaunchesWaitFirst) {
+    enum Kernel { kRight, kReadsBefore, kWritesBefore, kOneBlockNeverWaits };
+    Words weights(32), x(32), y(64);
+    for (uint32_t i = 0; i < 32; i++) weights.p[i] = 100 * i, x.p[i] = 0, y.p[i] = y.p[32 + i] = 0;
+    auto add = [&](Kernel k) {
+        const uint32_t i = threadIdx.x;
+        uint32_t sum = ptx::ld_acquire(&weights.p[i]); // no kernel writes them
+        if (k == kReadsBefore) sum += ptx::ld_acquire(&x.p[i]);
+        if (k == kWritesBefore) ptx::red_release_add(&y.p[i], 1);
+        if (k == kOneBlockNeverWaits && blockIdx.x == 1) return;
+        ptx::griddep_wait();
+        ptx::red_release_add(&y.p[blockIdx.x * 32 + i], sum + ptx::ld_acquire(&x.p[i]));
+    };
+    auto run = [&](Kernel k, bool early) {
+        return simt::launch_fn([&] { add(k); }, dim3(2), dim3(32), 16, {}, dim3(1), early);
+    };
+    ASSERT_TRUE(run(kReadsBefore, true).ok) << "until now no kernel has written x";
+    const simt::Result ahead = simt::launch_fn([&] { ptx::red_release_add(&x.p[threadIdx.x], threadIdx.x); }, dim3(1), dim3(32), 16, {});
+    ASSERT_TRUE(ahead.ok) << ahead.error;
+    std::memset(y.p, 0, 256);
+    const simt::Result right = run(kRight, true);
+    ASSERT_TRUE(right.ok) << right.error;
+    for (uint32_t i = 0; i < 64; i++) EXPECT_EQ(y.p[i], 101 * (i % 32));
+    for (Kernel k : {kReadsBefore, kWritesBefore, kOneBlockNeverWaits}) EXPECT_TRUE(run(k, false).ok) << k;
+    auto says = [](const simt::Result &r, const char *text) { return !r.ok && r.error.find(text) != std::string::npos; };
+    EXPECT_TRUE(says(run(kReadsBefore, true), "ld.acquire of global memory that a kernel has written, before griddepcontrol.wait"));
+    EXPECT_TRUE(says(run(kWritesBefore, true), "red.release of global memory before griddepcontrol.wait"));
+    EXPECT_TRUE(says(run(kOneBlockNeverWaits, true), "ends without griddepcontrol.wait"));
+}
 // Collectives of CUDA C++ itself that the kernels call: the emulator has an answer of its own for them, too.
 std::set<std::string> called_collectives() {
     std::set<std::string> names;

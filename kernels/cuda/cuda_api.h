@@ -16,6 +16,7 @@ typedef struct qk_cuda_launch {
     uint32_t arg_count;
     uint32_t grid[3], block, shared_bytes;
     uint32_t cluster[2]; /* neighbours along y and along z that run together; 0 and 1: none */
+    uint32_t early;      /* may begin before the kernels ahead have ended; waits for them itself (launch.cuh) */
 } qk_cuda_launch;
 
 typedef struct qk_cuda_api {

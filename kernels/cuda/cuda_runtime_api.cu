@@ -38,6 +38,11 @@ int facts(int ordinal, qk_device *out) {
     out->sm = p.major * 10 + p.minor;
     out->unit_bytes = uint32_t(p.sharedMemPerBlockOptin);
     out->toolkit = __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__;
+    // Kernels that wait themselves are of sm_90; graphs hold such an edge since CUDA 12.3.
+    int driver = 0;
+    code = cudaDriverGetVersion(&driver);
+    if (code != cudaSuccess) return reported(code);
+    if (p.major == 9 && driver >= 12030) out->flags |= QK_DEVICE_EARLY;
     out->cache_bytes = uint64_t(p.l2CacheSize);
     out->memory_bytes = p.totalGlobalMem;
     std::strncpy(out->name, p.name, sizeof out->name - 1);
@@ -81,15 +86,24 @@ int launch(const qk_cuda_launch *l, void *stream) {
             cudaFuncSetAttribute(l->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(l->shared_bytes));
         if (code != cudaSuccess) return reported(code);
     }
-    cudaLaunchAttribute cluster{};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = 1;
-    cluster.val.clusterDim.y = l->cluster[0] > 1 ? l->cluster[0] : 1;
-    cluster.val.clusterDim.z = l->cluster[1] > 1 ? l->cluster[1] : 1;
+    cudaLaunchAttribute attributes[2] = {};
+    unsigned count = 0;
+    if (l->cluster[0] > 1 || l->cluster[1] > 1) {
+        cudaLaunchAttribute &cluster = attributes[count++];
+        cluster.id = cudaLaunchAttributeClusterDimension;
+        cluster.val.clusterDim.x = 1;
+        cluster.val.clusterDim.y = l->cluster[0] > 1 ? l->cluster[0] : 1;
+        cluster.val.clusterDim.z = l->cluster[1] > 1 ? l->cluster[1] : 1;
+    }
+    if (l->early) {
+        cudaLaunchAttribute &early = attributes[count++];
+        early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        early.val.programmaticStreamSerializationAllowed = 1;
+    }
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(l->grid[0], l->grid[1], l->grid[2]), config.blockDim = dim3(l->block);
     config.dynamicSmemBytes = l->shared_bytes, config.stream = static_cast<cudaStream_t>(stream);
-    config.attrs = &cluster, config.numAttrs = l->cluster[0] > 1 || l->cluster[1] > 1;
+    config.attrs = attributes, config.numAttrs = count;
     return reported(cudaLaunchKernelExC(&config, l->kernel, l->args));
 }
 int tensor_map(void *map, const void *base, uint64_t cols, uint64_t rows, uint64_t pitch, uint32_t box_rows) {

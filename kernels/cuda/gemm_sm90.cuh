@@ -14,6 +14,9 @@
 // Tiles of 128 tokens do so too where they fill the device better. Where such clusters do not run (qk_device), blocks run alone.
 // Splits are summed in the shared memory of a cluster where that takes no more waves, else through the workspace.
 // Formats that promote have a main loop of their own (units_sm90.cuh).
+//
+// A block may begin before the kernels ahead in the stream have ended (launch.cuh): it fills its ring with weights, which no
+// kernel writes, and then waits for them, before tokens, counts, anything of the epilogue, and every store.
 #pragma once
 #include "cluster_sums.cuh"
 
@@ -80,16 +83,27 @@ PTX_FN void produce(const CUtensorMap &map, const Args<F> &a, uint32_t base, int
     if (kCluster > 1 && band * kRows >= a.output.out.n) band--; // bands are odd: the last block works for its peer alone
     const unsigned char *w = a.w + band * a.band_bytes + int64_t(begin) * w_bytes;
     const int share = kCluster > 1 ? int(ptx::cluster_rank()) * (kTok / kCluster) : 0;
-    int s = 0;
-    uint32_t parity = 1;
-    for (int kb = begin; kb < end; kb++, w += w_bytes) {
+    const auto bring_weights = [&](int s) {
         const uint32_t bar = full + uint32_t(s * 8);
-        if constexpr (kCluster > 1)
-            ptx::mbar_wait_cluster(empty + uint32_t(s * 8), parity);
-        else
-            ptx::mbar_wait(empty + uint32_t(s * 8), parity);
         ptx::mbar_arrive_expect_tx(bar, w_bytes + C::kXStage);
         ptx::bulk_load(base + uint32_t(C::kW + s * C::kWStage), w, w_bytes, bar);
+        w += w_bytes;
+    };
+    const int first_round = end - begin < C::kStages ? end : begin + C::kStages; // into slots that nobody has used
+#pragma unroll 1
+    for (int kb = begin; kb < first_round; kb++) bring_weights(kb - begin);
+    ptx::griddep_wait(); // tokens are of a kernel before
+    int s = 0;
+    uint32_t parity = 1;
+    for (int kb = begin; kb < end; kb++) {
+        const uint32_t bar = full + uint32_t(s * 8);
+        if (kb >= first_round) {
+            if constexpr (kCluster > 1)
+                ptx::mbar_wait_cluster(empty + uint32_t(s * 8), parity);
+            else
+                ptx::mbar_wait(empty + uint32_t(s * 8), parity);
+            bring_weights(s);
+        }
 #pragma unroll
         for (int i = 0; i < F::kXBytes; i++)
             if constexpr (kCluster > 1)
@@ -194,6 +208,8 @@ __global__ void __launch_bounds__(Config<F, kTok>::kBound, Config<F, kTok>::kBlo
     PTX_DYN_SMEM(unsigned char, smem);
     const uint32_t base = ptx::opaque(ptx::smem_addr(smem)), full = base + C::kBars, empty = full + C::kStages * 8;
     const int tid = int(threadIdx.x), warp = tid / 32;
+    ptx::griddep_launch();
+    if (args.groups.experts) ptx::griddep_wait(); // counts are of a kernel before
     const Tile rows = args.groups.tile(blockIdx.x, kTok);
     if (rows.first >= rows.end) return; // both blocks of a cluster, or none
     const Args<F> a = args.of(rows);
@@ -217,6 +233,7 @@ __global__ void __launch_bounds__(Config<F, kTok>::kBound, Config<F, kTok>::kBlo
         return;
     }
     if constexpr (C::kHandover) ptx::setmaxnreg_inc<232>();
+    ptx::griddep_wait();
     Acc acc[kTok / 2];
     Cursor at{0, 0, 0};
     const auto state = state_of(a);
@@ -349,9 +366,9 @@ qe_status launch_kernel(void (*kernel)(CUtensorMap, Args<F>, Partial<typename F:
     const ClusterSize cluster{kCluster, in_cluster ? uint32_t(plan->splits) : 1};
     const dim3 grid(tiles_of(args, kTok), plan->grid[1], plan->grid[2]);
     const qe_status status =
-        launch_cluster(kernel, grid, cluster, C::kThreads, C::kSharedBytes, queue, name, err, map, a, partial);
+        launch_cluster<Start::Early>(kernel, grid, cluster, C::kThreads, C::kSharedBytes, queue, name, err, map, a, partial);
     if (status != QE_OK || !partial.sums) return status;
-    return launch_reduce<Acc>(plan, args, a.output, queue, name, err);
+    return launch_reduce<Acc, Start::Early>(plan, args, a.output, queue, name, err);
 }
 template <class F, int kTok, int kCluster = 1>
 qe_status launch_tile(const qk_plan *plan, const qk_gemm_args *args, const Args<F> &a, const qk_queue *queue, const char *name,

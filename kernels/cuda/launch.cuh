@@ -32,8 +32,12 @@ template <class... P> void invoke(const void *kernel, void **args) {
 struct ClusterSize { // blocks along y and z that run together
     uint32_t y, z;
 };
+// When a kernel may begin. Early, where the device can: before the kernels ahead of it in the stream have ended (programmatic
+// dependent launch). Then every block calls griddep_wait(), the first time all those have ended and their writes are
+// seen; until then a thread writes nothing outside its block and reads only what no kernel writes: packed weights.
+enum class Start { InOrder, Early };
 // Arguments must have exactly the kernel's parameter types: their addresses are passed.
-template <class... P>
+template <Start kStart = Start::InOrder, class... P>
 qe_status launch_cluster(void (*kernel)(P...), dim3 grid, ClusterSize cluster, uint32_t block, size_t shared_bytes, const qk_queue *queue,
                  const char *name, qe_error *err, std::decay_t<P>... args) {
     void *pointers[] = {static_cast<void *>(&args)...};
@@ -47,15 +51,16 @@ qe_status launch_cluster(void (*kernel)(P...), dim3 grid, ClusterSize cluster, u
     l.grid[0] = grid.x, l.grid[1] = grid.y, l.grid[2] = grid.z;
     l.block = block, l.cluster[0] = cluster.y, l.cluster[1] = cluster.z;
     l.shared_bytes = uint32_t(shared_bytes);
+    l.early = kStart == Start::Early && queue->device->flags & QK_DEVICE_EARLY;
     QK_RANGE_PUSH(name);
     qe_status status = qk_cuda_enqueue(&l, queue, name, err);
     QK_RANGE_POP();
     return status;
 }
-template <class... P>
+template <Start kStart = Start::InOrder, class... P>
 qe_status launch(void (*kernel)(P...), dim3 grid, uint32_t block, size_t shared_bytes, const qk_queue *queue,
                  const char *name, qe_error *err, std::decay_t<P>... args) {
-    return launch_cluster<P...>(kernel, grid, ClusterSize{1, 1}, block, shared_bytes, queue, name, err, args...);
+    return launch_cluster<kStart, P...>(kernel, grid, ClusterSize{1, 1}, block, shared_bytes, queue, name, err, args...);
 }
 
 } // namespace qk_cuda

@@ -163,6 +163,8 @@ template <class T, class Out>
 static __global__ void __launch_bounds__(kReduceThreads)
     reduce(const T *sums, int splits, int64_t tokens, int64_t ld, const __grid_constant__ Out output) {
     const int64_t n = (int64_t(blockIdx.y) * kReduceThreads + threadIdx.x) * 4, m = blockIdx.x;
+    ptx::griddep_launch();
+    ptx::griddep_wait();
     if (n >= output.out.n) return;
     const T *from = sums + m * ld + n;
     T v[4] = {from[0], from[1], from[2], from[3]};
@@ -176,12 +178,13 @@ static __global__ void __launch_bounds__(kReduceThreads)
 inline int64_t partial_ld(int64_t n) {
     return (n + 127) / 128 * 128;
 }
-template <class T, class Out>
+// Early: in files for sm_90a alone.
+template <class T, Start kStart = Start::InOrder, class Out>
 static qe_status launch_reduce(const qk_plan *plan, const qk_gemm_args *args, const Out &output, const qk_queue *queue,
                         const char *name, qe_error *err) {
     const int64_t n = args->w->shape.n;
     const dim3 grid(uint32_t(args->x.m), uint32_t((n + 4 * kReduceThreads - 1) / (4 * kReduceThreads))); // x: up to 2^31 - 1
-    return launch(reduce<T, Out>, grid, kReduceThreads, 0, queue, name, err, static_cast<const T *>(args->workspace),
+    return launch<kStart>(reduce<T, Out>, grid, kReduceThreads, 0, queue, name, err, static_cast<const T *>(args->workspace),
                   plan->splits, args->x.m, partial_ld(n), output);
 }
 

@@ -179,6 +179,8 @@ PTX_FN void copy_codes(const Args &a, int8_t *q, int64_t m, int64_t k) {
 
 __global__ void __launch_bounds__(kLanes) run_row(const __grid_constant__ Args a) {
     PTX_DYN_SMEM(float, shared);
+    ptx::griddep_launch(); // the GEMM brings weights meanwhile
+    ptx::griddep_wait();
     const int64_t m = blockIdx.x, k = a.out.k, ld = a.out.ld;
     if (a.p.counts && m % a.p.max_rows >= a.p.counts[m / a.p.max_rows]) {
         if (m == 0 && threadIdx.x == 0 && a.act.mode == QE_ACT_STATIC) // of all rows, though this one is none
@@ -247,6 +249,6 @@ extern "C" qe_status qk_cuda_prepare(const qk_prepare *p, const qk_queue *queue,
         return qe_error_set(err, QE_E_UNSUPPORTED, "cuda: rows of %lld columns do not fit %u bytes of shared memory",
                             (long long)a.out.k, queue->device->unit_bytes);
     if (a.out.m == 0) return QE_OK;
-    return launch(prepare::run_row, dim3(uint32_t(a.out.m)), prepare::kLanes, size_t(bytes), queue, "cuda/prepare", err,
+    return launch<Start::Early>(prepare::run_row, dim3(uint32_t(a.out.m)), prepare::kLanes, size_t(bytes), queue, "cuda/prepare", err,
                   a);
 }

@@ -144,6 +144,19 @@ PTX_FN void red_release_add(uint32_t *p, uint32_t v) {
     asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
 
+// Programmatic dependent launch. wait: the kernels ahead in the stream have ended, their writes are seen; launch: those
+// behind may begin once every block has said so. Nothing where kernels are not launched early (launch.cuh).
+PTX_FN void griddep_wait() {
+#if PTX_SM90
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+PTX_FN void griddep_launch() {
+#if PTX_SM90
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 // mbarrier (bar: shared address of an 8-byte object)
 PTX_FN void mbar_init(uint32_t bar, uint32_t count) {
@@ -262,12 +275,6 @@ template <int N> PTX_FN void setmaxnreg_inc() {
 }
 template <int N> PTX_FN void setmaxnreg_dec() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
-}
-PTX_FN void griddep_wait() {
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-PTX_FN void griddep_launch() {
-    asm volatile("griddepcontrol.launch_dependents;");
 }
 
 // wgmma (sm_90a): d is the m64nN accumulator fragment of the calling thread

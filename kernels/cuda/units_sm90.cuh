@@ -86,6 +86,8 @@ __global__ void __launch_bounds__(Config<F, kTok>::kThreads, 1)
     PTX_DYN_SMEM(unsigned char, smem);
     const uint32_t base = ptx::opaque(ptx::smem_addr(smem)), full = base + C::kBars, empty = full + C::kStages * 8;
     const int tid = int(threadIdx.x), warp = tid / 32;
+    ptx::griddep_launch();
+    if (args.groups.experts) ptx::griddep_wait(); // counts are of a kernel before
     const Tile rows = args.groups.tile(blockIdx.x, kTok);
     if (rows.first >= rows.end) return;
     const Args<F> a = args.of(rows);
@@ -105,6 +107,7 @@ __global__ void __launch_bounds__(Config<F, kTok>::kThreads, 1)
         return;
     }
     if constexpr (C::kHandover) ptx::setmaxnreg_inc<232>();
+    ptx::griddep_wait();
     float acc[kTok / 2];
     Cursor at{0, 0, 0};
     const typename F::State state = F::begin(a.context);

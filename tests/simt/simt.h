@@ -50,8 +50,10 @@ struct Result {
 };
 
 // cluster: so many neighbours along each axis of the grid run together and reach each other's shared memory.
+// early: as if the kernels ahead had not ended. Until a thread calls griddep_wait() it writes no global memory and reads none
+// that a kernel has ever written (stores are known in the race flavour alone); a block that never calls it is an error.
 Result launch_fn(const std::function<void()> &body, dim3 grid, dim3 block, size_t smem_bytes, const Options &opt,
-                 dim3 cluster = dim3(1));
+                 dim3 cluster = dim3(1), bool early = false);
 
 template <class... P, class... A>
 Result launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, const Options &o, const A &...args) {
@@ -80,6 +82,7 @@ void *dyn_smem();
 uint32_t smem_offset(const void *p, Loc loc); // generic -> 32-bit shared address
 void *smem_ptr(uint32_t addr, size_t bytes, size_t align, Loc loc, const char *what);
 void check_global(const void *p, size_t bytes, size_t align, Loc loc, const char *what);
+void global_access(const void *p, size_t bytes, bool write, Loc loc, const char *what); // against kernels before it
 unsigned lane_id();
 
 // Runs fn once, when every lane of mask has arrived with the same (fn, mask, source line).

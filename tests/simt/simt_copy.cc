@@ -26,6 +26,7 @@ void cp_async(uint32_t dst, const void *src, uint32_t bytes, uint32_t src_bytes,
     void *d = smem_ptr(dst, bytes, bytes, loc, "cp.async");
     if (src_bytes > bytes) fail(loc, "cp.async: src size %u", src_bytes);
     if (src_bytes) check_global(src, src_bytes, bytes, loc, "cp.async");
+    if (src_bytes) global_access(src, src_bytes, false, loc, "cp.async");
     race_async_write_begin(t, t->block, dst - kSmemBase, bytes, false, loc, "cp.async");
     t->cp_open.push_back({dst, src, bytes, src_bytes, loc});
     bool now = t_runner->async_now() || (t_runner->opt.async == Async::Random && coin());
@@ -182,6 +183,12 @@ void tma_perform(Block *b, const Tma &op) {
     } else
         race_async_read_end(op.issuer, op.smem - kSmemBase, row_bytes * m.box_rows, false);
 }
+// Every row of a box, as far as it is inside the tensor.
+void map_access(const Map2d &m, int c0, int c1, bool write, Loc loc, const char *what) {
+    const int64_t from = std::max(c0, 0), to = std::min<int64_t>(int64_t(c0) + m.box_cols, int64_t(m.cols));
+    for (int64_t r = std::max(c1, 0); from < to && r < std::min<int64_t>(int64_t(c1) + m.box_rows, int64_t(m.rows)); r++)
+        global_access(m.base + r * int64_t(m.pitch) + from * m.elem, size_t((to - from) * m.elem), write, loc, what);
+}
 } // namespace
 
 void encode_tensor_map_2d(CUtensorMap *out, const void *base, int elem, uint64_t cols, uint64_t rows, uint64_t pitch,
@@ -206,6 +213,7 @@ void tma_load_2d(uint32_t dst, const CUtensorMap *map, uint32_t bar, int c0, int
     uint32_t bytes = m.box_cols * uint32_t(m.elem) * m.box_rows;
     void *d = smem_ptr(dst, bytes, m.swizzle == 128 ? 1024 : 128, loc, "TMA load");
     mbar_at(self_block(), bar, loc);
+    map_access(m, c0, c1, false, loc, "TMA load");
     race_async_write_begin(t, t->block, dst - kSmemBase, bytes, true, loc, "TMA load");
     Tma op{Tma::Load, *map, c0, c1, dst, bar, loc, t, nullptr, 0};
     if (t_runner->async_now()) return tma_perform(t->block, op);
@@ -219,6 +227,7 @@ void tma_load_2d_multicast(uint32_t dst, const CUtensorMap *map, uint32_t bar, i
     const uint32_t bytes = m.box_cols * uint32_t(m.elem) * m.box_rows;
     const Cluster &cluster = *t->block->cluster;
     smem_ptr(dst, bytes, m.swizzle == 128 ? 1024 : 128, loc, "multicast");
+    map_access(m, c0, c1, false, loc, "multicast");
     if (!mask || mask >> cluster.blocks.size()) fail(loc, "multicast to blocks 0x%x of %zu", mask, cluster.blocks.size());
     for (Block *b : cluster.blocks) {
         if (!(mask >> b->rank & 1)) continue;
@@ -239,6 +248,7 @@ void bulk_load(uint32_t dst, const void *src, uint32_t bytes, uint32_t bar, Loc 
     if (!bytes || bytes % 16) fail(loc, "bulk copy: %u bytes", bytes);
     void *d = smem_ptr(dst, bytes, 16, loc, "bulk copy");
     check_global(src, bytes, 16, loc, "bulk copy");
+    global_access(src, bytes, false, loc, "bulk copy");
     mbar_at(self_block(), bar, loc);
     race_async_write_begin(t, t->block, dst - kSmemBase, bytes, true, loc, "bulk copy");
     Tma op{Tma::Bulk, {}, 0, 0, dst, bar, loc, t, src, bytes};
@@ -251,6 +261,7 @@ void tma_store_2d(const CUtensorMap *map, uint32_t src, int c0, int c1, Loc loc)
     Map2d m = read_map(map, loc);
     uint32_t bytes = m.box_cols * uint32_t(m.elem) * m.box_rows;
     smem_ptr(src, bytes, m.swizzle == 128 ? 1024 : 128, loc, "TMA store");
+    map_access(m, c0, c1, true, loc, "TMA store");
     race_async_read_begin(t, src - kSmemBase, bytes, loc, "TMA store");
     Tma op{Tma::Store, *map, c0, c1, src, 0, loc, t, nullptr, 0};
     t->block->store_open[t->index].push_back(op);

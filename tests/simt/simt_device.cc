@@ -27,7 +27,7 @@ int select(int) {
     return 0;
 }
 int facts(int, qk_device *out) {
-    out->flags = QK_DEVICE_EMULATED;
+    out->flags = QK_DEVICE_EMULATED | (device().sm / 10 == 9 ? QK_DEVICE_EARLY : 0);
     out->units = device().units, out->toolkit = device().toolkit;
     out->sm = device().sm;
     out->unit_bytes = device().shared_bytes;
@@ -62,9 +62,13 @@ int launch(const qk_cuda_launch *l, void *) {
         device().error = "a cluster of " + std::to_string(blocks) + " blocks does not run on this device";
         return kFailed;
     }
+    if (l->early && device().sm / 10 != 9) {
+        device().error = "an early launch: its kernel waits on sm_90 alone";
+        return kFailed;
+    }
     simt::Result r = simt::launch_fn([&] { l->invoke(l->kernel, l->args); }, dim3(l->grid[0], l->grid[1], l->grid[2]),
                                      dim3(l->block), l->shared_bytes, device().options,
-                                     dim3(1, std::max(l->cluster[0], 1u), std::max(l->cluster[1], 1u)));
+                                     dim3(1, std::max(l->cluster[0], 1u), std::max(l->cluster[1], 1u)), l->early);
     if (r.ok) return 0;
     device().error = r.error;
     return kFailed;

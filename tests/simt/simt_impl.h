@@ -47,6 +47,7 @@ struct Thread {
     Loc why_loc;
     std::vector<CpAsync> cp_open;               // cp.async not yet committed
     std::deque<std::vector<CpAsync>> cp_groups; // committed, not yet waited for
+    bool waited = false;     // griddepcontrol.wait
     uint64_t cluster_at = 0; // arrived at the cluster's barrier for this phase (from 1) and not waited yet
     void *asan_fake = nullptr;
 };
@@ -145,6 +146,7 @@ struct Block {
     char *smem = nullptr;
     size_t smem_bytes = 0;
     unsigned live = 0;
+    bool waited = false; // one of its threads
     std::shared_ptr<RaceState> race;
 };
 
@@ -155,6 +157,7 @@ struct Runner {
     void *main_sp = nullptr;
     Thread *cur = nullptr;
     uint64_t rng = 1;
+    bool early = false; // the launch may begin before those ahead have ended
     bool failed = false;
     std::string error;
     size_t next_warp = 0;

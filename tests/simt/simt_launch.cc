@@ -23,7 +23,10 @@ static void fiber_main() {
     (*r->body)();
     Thread *t = r->cur;
     on_thread_exit(t);
-    if (t->block->live == 1) race_block_ends(t->block);
+    if (t->block->live == 1) {
+        race_block_ends(t->block);
+        if (r->early && !t->block->waited) fail(Loc::current(), "the block of an early kernel ends without griddepcontrol.wait");
+    }
     Warp *w = t->warp;
     for (auto &x : w->rdv)
         if (x.open && (x.mask >> t->lane & 1))
@@ -43,6 +46,7 @@ static void setup_block(Runner *r, Block *b, dim3 bid, dim3 bdim, dim3 gdim) {
     unsigned n = bdim.x * bdim.y * bdim.z;
     b->runner = r;
     b->live = n;
+    b->waited = false;
     for (unsigned i = 0; i < 16; i++) b->bars[i] = {};
     b->mbars.clear();
     b->tma.clear();
@@ -72,7 +76,7 @@ static void setup_block(Runner *r, Block *b, dim3 bid, dim3 bdim, dim3 gdim) {
         t.index = i;
         t.block = b;
         t.warp = &b->warps[i / 32];
-        t.exited = false;
+        t.exited = t.waited = false;
         t.cluster_at = 0;
         t.why = "";
         t.cp_open.clear();
@@ -163,7 +167,7 @@ static void run_resident(Runner *r) {
 }
 
 Result launch_fn(const std::function<void()> &body, dim3 grid, dim3 block, size_t smem_bytes, const Options &opt,
-                 dim3 cluster_of) {
+                 dim3 cluster_of, bool early) {
     const unsigned cluster = cluster_of.x * cluster_of.y * cluster_of.z;
     const uint64_t nblocks = uint64_t(grid.x) * grid.y * grid.z;
     const unsigned resident = (unsigned(opt.resident) + cluster - 1) / (cluster ? cluster : 1); // clusters
@@ -181,6 +185,7 @@ Result launch_fn(const std::function<void()> &body, dim3 grid, dim3 block, size_
         Runner r;
         r.opt = opt;
         r.body = &body;
+        r.early = early;
         r.rng = (opt.seed + uint64_t(id)) * 0x9e3779b97f4a7c15ull | 1;
         t_runner = &r;
         size_t bytes = (smem_bytes + 4095) / 4096 * 4096 + 4096;

@@ -93,4 +93,29 @@ void check_global(const void *p, size_t bytes, size_t align, Loc loc, const char
     fail(loc, "%s: global access to unknown memory %p", what, p);
 }
 
+
+// ---- memory that kernels have written, by pieces of 256 bytes: no piece is of two allocations
+constexpr size_t kPiece = 256;
+static uint8_t *written_pieces() {
+    static uint8_t *const map = static_cast<uint8_t *>(
+        mmap(nullptr, kArena / kPiece, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    return map;
+}
+void global_access(const void *p, size_t bytes, bool write, Loc loc, const char *what) {
+    if (!near_global(p) || !bytes) return;
+    const size_t at = size_t(static_cast<const char *>(p) - g_arena), first = at / kPiece, last = (at + bytes - 1) / kPiece;
+    uint8_t *written = written_pieces();
+    const bool early = t_runner->early && !self()->waited;
+    if (early && write) fail(loc, "%s of global memory before griddepcontrol.wait", what);
+    for (size_t i = first; i <= last; i++)
+        if (write)
+            __atomic_store_n(written + i, 1, __ATOMIC_RELAXED);
+        else if (early && __atomic_load_n(written + i, __ATOMIC_RELAXED))
+            fail(loc, "%s of global memory that a kernel has written, before griddepcontrol.wait", what);
+}
+void griddep_wait() {
+    self()->waited = self_block()->waited = true;
+    maybe_preempt();
+}
+
 } // namespace simt

@@ -40,6 +40,7 @@ void wgmma(Wgmma kind, int n, void *d, const uint32_t *a, uint64_t da, uint64_t 
 void wgmma_fence(Loc loc);
 void wgmma_commit(Loc loc);
 void wgmma_wait(unsigned keep, Loc loc);
+void griddep_wait();
 // The emulator's tensor map (2-D, row-major, inner dimension first), stored in CUtensorMap's bytes.
 void encode_tensor_map_2d(CUtensorMap *out, const void *base, int elem_bytes, uint64_t cols, uint64_t rows,
                           uint64_t row_pitch_bytes, uint32_t box_cols, uint32_t box_rows, int swizzle_bytes);
@@ -254,16 +255,20 @@ inline void named_bar_arrive(int id, int n, SIMT_LOC) {
 }
 template <int N> void setmaxnreg_inc() {}
 template <int N> void setmaxnreg_dec() {}
-inline void griddep_wait() {}
+inline void griddep_wait() {
+    simt::griddep_wait();
+}
 inline void griddep_launch() {}
 inline bool elect_one(SIMT_LOC) {
     return __ballot_sync(0xffffffffu, true, loc) && simt::lane_id() == 0;
 }
-inline uint32_t ld_acquire(const uint32_t *p) {
+inline uint32_t ld_acquire(const uint32_t *p, SIMT_LOC) {
+    simt::global_access(p, 4, false, loc, "ld.acquire");
     simt::yield();
     return __atomic_load_n(p, __ATOMIC_ACQUIRE);
 }
-inline void red_release_add(uint32_t *p, uint32_t v) {
+inline void red_release_add(uint32_t *p, uint32_t v, SIMT_LOC) {
+    simt::global_access(p, 4, true, loc, "red.release");
     __atomic_fetch_add(p, v, __ATOMIC_RELEASE);
 }
 } // namespace ptx

@@ -271,7 +271,9 @@ static inline void hook(const void *p, unsigned n, bool write, void *pc) {
         return;
     }
     if (a >= t->stack - 4096 && a < t->stack + 512 * 1024) return;
-    if (near_global(p)) check_global(p, n, 1, pc_loc(pc), write ? "store" : "load"); // else: stack, constants
+    if (!near_global(p)) return; // stack, constants
+    check_global(p, n, 1, pc_loc(pc), write ? "store" : "load");
+    global_access(p, n, write, pc_loc(pc), write ? "store" : "load");
 }
 } // namespace simt
 
@@ -309,6 +311,7 @@ void __tsan_write_range(void *p, long n) {
 void __tsan_vptr_update(void **, void *) {}
 void __tsan_vptr_read(void **) {}
 int __tsan_atomic32_fetch_add(volatile int *p, int v, int) {
+    if (simt::t_runner && simt::self()) simt::global_access(const_cast<int *>(p), 4, true, simt::pc_loc(__builtin_return_address(0)), "atomic");
     return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST);
 }
 int __tsan_atomic32_load(const volatile int *p, int) {
