@@ -10,7 +10,7 @@ and predicts. Predictions, not measurements: +-20 % at best, docs/gpu.md says wh
 --work: what `cmake -DNVCC=.. -DROOT=. -DWORK=DIR -P tests/ptxas_report.cmake` left (default build/cuda/ptxas).
 --program: build/default/bin/test_cuda_plan, which prints the plans. Exit 0: holds; 1: does not; 3: skipped, with why.
 """
-import argparse, glob, json, os, re, subprocess, sys
+import argparse, copy, glob, json, os, re, subprocess, sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -54,6 +54,29 @@ def gate(row):
     return [f"{name}: no {w} in SASS, found {', '.join(have)}" for w in want if w not in have]
 
 
+def waits(name, sm, code):
+    """Kernels of sm_90 may begin before those ahead have ended (launch.cuh), so they wait themselves: a GEMM after it asked
+    for its first weights and before tokens. The dense GEMM, whose weights a kernel writes, begins in order."""
+    if sm != 90 or "dense_sm90::" in name or name.endswith("whole_unit"):
+        return []
+    at = {op: [i.addr for i in code if i.op.startswith(op)] for op in ("ACQBULK", *sass.BULK)}
+    if not at["ACQBULK"]:
+        return [f"{name}: never waits for the kernels ahead"]
+    if "sm90::" in name and not any(at["UBLKCP"][0] < a < at["UTMALDG"][0] for a in at["ACQBULK"]):
+        return [f"{name}: no wait between its first weights and its tokens"]
+    return []
+
+
+def waits_planted(name, sm, code):
+    """The same of a kernel that lost its waits, or has them first of all."""
+    first = copy.copy(next(i for i in code if i.op.startswith("ACQBULK")))
+    first.addr = -1
+    rest = [i for i in code if not i.op.startswith("ACQBULK")]
+    if not waits(name, sm, rest) or "sm90::" in name and not waits(name, sm, [first, *rest]):
+        return [f"{name}: a planted loss of its wait was not noticed"]
+    return []
+
+
 def gate_planted(tables):
     """The gate itself: a kernel that lost its wgmma or its bulk copies is refused."""
     row = next(r for r in tables if "sm90::" in r["kernel"])
@@ -83,7 +106,9 @@ def check(options):
             complaints += [f"{os.path.basename(path)}: {p} was not noticed" for p in ptx.planted(text, ROOT)]
     for name, sm, code, regs in kernels_of(options.work):
         tables.append(model.static_row(name, sm, code, regs, instances.tile_of(name)))
-        complaints += gate(tables[-1])
+        complaints += gate(tables[-1]) + waits(name, sm, code)
+        if not complaints and re.search(r"w8a8_sm90::|prepare_sm90", name):
+            complaints += waits_planted(name, sm, code)
         if "tensor" in tables[-1] and "tile" not in tables[-1]:
             print(f"note: {name} has tensor instructions and no tile in bench/budget/instances.py: no prediction for it")
     wgmma = sum("sm90::" in r["kernel"] for r in tables)

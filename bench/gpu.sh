@@ -114,6 +114,8 @@ for layer in llama-3-8b llama-3-70b; do
         step "sweep-$layer-$scheme" "$bin/qbench" gemm --commit "$commit" --backend cuda --baseline cublaslt-f16 --scheme "$scheme" \
             --shape "$layer" --m 1,16,32,64,128,256,1024,4096 --json "$out/sweep-$layer-$scheme.jsonl"
     done
+    # Few tokens with every kernel in order, against the sweep's: what early starts gain. No --json: not in the table.
+    step "in-order-$layer" env QE_EARLY=0 "$bin/qbench" gemm --backend cuda --scheme w8a8,w4a8,w4a16 --shape "$layer" --m 1,16
     step "peers-$layer" python3 bench/gpu_peers.py --shape "$layer" --json "$out/peers-$layer.jsonl"
 done
 

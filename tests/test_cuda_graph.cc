@@ -210,6 +210,21 @@ INSTANTIATE_TEST_SUITE_P(Problems, CudaEarly,
                          testing::Values(std::pair{problems[0], "ee"}, std::pair{problems[2], "eee"}, std::pair{problems[4], "ee"},
                                          std::pair{problems[6], "e-"}, std::pair{problems[9], "e---"}),
                          [](const auto &i) { return "p" + std::to_string(i.index); });
+TEST(CudaEarlyDevice, TheEnvironmentHoldsItBack) {
+    qe_device_options o = {};
+    o.struct_size = sizeof o, o.backend = QE_BACKEND_CUDA;
+    for (const char *value : {"", "1", "0", "no"}) {
+        if (*value) setenv("QE_EARLY", value, 1);
+        qe_device *d = nullptr;
+        qe_error err = {};
+        const qe_status status = qe_device_create(&o, &d, &err);
+        unsetenv("QE_EARLY");
+        EXPECT_EQ(status, strcmp(value, "no") ? QE_OK : QE_E_ARGUMENT) << value;
+        if (!d) continue;
+        EXPECT_EQ((d->facts.flags & QK_DEVICE_EARLY) != 0, strcmp(value, "0") != 0) << value;
+        qe_device_destroy(d);
+    }
+}
 // One graph of a grouped call serves every count that is written into device memory between replays.
 class CudaGraphGrouped : public Captured, public testing::WithParamInterface<int32_t> {};
 TEST_P(CudaGraphGrouped, ReplaysFollowTheCounts) {

@@ -85,6 +85,15 @@ static qe_status limit_isa(qk_device *facts, qe_error *err) {
     return QE_OK;
 }
 
+/* QE_EARLY=0: every CUDA kernel begins when those ahead of it have ended, for measurements and bug reports. */
+static qe_status limit_early(qk_device *facts, qe_error *err) {
+    const char *early = qe_os_env("QE_EARLY");
+    if (!early || facts->backend != QK_CUDA) return QE_OK;
+    if (strcmp(early, "0") && strcmp(early, "1")) return qe_error_set(err, QE_E_ARGUMENT, "QE_EARLY is none of 0, 1");
+    if (*early == '0') facts->flags &= ~(uint32_t)QK_DEVICE_EARLY;
+    return QE_OK;
+}
+
 /* ---- creation ---------------------------------------------------------------------------------------------------- */
 /* AUTO takes what everything runs on, sessions too; linears alone and an emulated device are for those who name them. */
 static bool take_auto(const qk_backend *b, int32_t ordinal) {
@@ -105,7 +114,8 @@ static qe_status choose_backend(qe_device *d, const qe_device_options *o, qe_err
             return qe_error_set(err, QE_E_DEVICE, "%s device %d is not there: %d found", b->name, ordinal, count);
         d->backend = b;
         QE_TRY(b->describe(ordinal, &d->facts, err));
-        return limit_isa(&d->facts, err);
+        QE_TRY(limit_isa(&d->facts, err));
+        return limit_early(&d->facts, err);
     }
     return qe_error_set(err, QE_E_DEVICE, "no backend for this machine");
 }

@@ -60,7 +60,8 @@ typedef struct qe_device_options {
 enum { QE_DEVICE_PIN_THREADS = 1 };
 
 /* options may be NULL. The environment is read here, once, and not in privileged processes: QE_BACKEND (auto, ref, cpu,
- * cuda) and QE_THREADS apply where the options say auto and 0; QE_ISA (avx512, avx2, scalar) holds back the CPU backend.
+ * cuda) and QE_THREADS apply where the options say auto and 0; QE_ISA (avx512, avx2, scalar) holds back the CPU backend,
+ * QE_EARLY=0 lets no CUDA kernel begin before those ahead of it in the stream have ended.
  * On a CPU with AMX the process asks Linux for its tile state (arch_prctl); from then on Linux refuses signal stacks
  * (sigaltstack) that do not hold it, some 11 KiB.
  * QE_E_DEVICE: the asked backend is not there, with the reason. */
