@@ -4,6 +4,7 @@
 #include "dense.cuh"
 #include "gemm_sm80.cuh"
 #include "k_unpack.cuh"
+#include "simt_row.cuh"
 
 namespace qk_cuda {
 namespace ka16 {
@@ -24,14 +25,8 @@ template <template <bool> class Codes, bool kBf16> struct Format : Codes<kBf16> 
 };
 
 bool supports_sm80(const qk_device *device, const qk_gemm *g, qk_why *why) {
-    constexpr int bytes = sm80::Config<Format<K6, false>, 64>::kSharedBytes;
     if (g->w.act.mode != QE_ACT_FLOAT) return qk_no(why, "the input is quantized: its sums are exact");
-    if (g->x.code != QE_CODE_F16 && g->x.code != QE_CODE_BF16) return qk_no(why, "input is not of 16 bits");
-    if (g->w.chunk_k % sm80::kBlockK && g->w.chunk_k < g->w.k)
-        return qk_no(why, "chunks of %lld columns", (long long)g->w.chunk_k);
-    if (device->unit_bytes < uint32_t(bytes))
-        return qk_no(why, "%u bytes of shared memory, needed %d", device->unit_bytes, bytes);
-    return float_output(g, why);
+    return sm80::takes_halves(device, g, sm80::Config<Format<K6, false>, 64>::kSharedBytes, why);
 }
 // use(F{}) for the format of a call.
 template <class Use> auto with_format(const qe_quant &q, int x_code, Use use) {
@@ -72,16 +67,6 @@ qe_status run_sm80(const qk_plan *plan, const qk_gemm_args *args, const qk_queue
 }
 
 // ---- one thread per output ---------------------------------------------------------------------------------------
-constexpr int kSimtThreads = 128;
-struct SimtArgs {
-    const void *x;
-    int64_t ld, m, k, chunk_k;
-    int x_type, bits;
-    const unsigned char *w;
-    int64_t band_bytes, block_bytes;
-    Epilogue out;
-    Groups groups;
-};
 // qe_dequantize() of a column of a block; row: of 64.
 PTX_FN float weight(const unsigned char *block, int bits, int row, int in) {
     const int r = row % 16 / 8, f = 2 * (8 * (row / 16) + row % 8) + r, p = in / 32, word = p * 2 + r;
@@ -99,44 +84,28 @@ PTX_FN float weight(const unsigned char *block, int bits, int row, int in) {
     const float super = qe_f16_to_f32(reinterpret_cast<const uint16_t *>(numbers + 2048 + 512)[f]);
     return qe_mul(qe_mul(super, float(scale)), float(c - 32));
 }
-PTX_FN float dot(const SimtArgs &a, int64_t m, int64_t n) {
-    const unsigned char *half = a.w + n / QK_W4_ROWS * a.band_bytes + n % QK_W4_ROWS / 64 * a.block_bytes;
-    float sum = 0, y = 0;
-    for (int64_t k = 0; k < a.k; k++) {
-        if (k && k % a.chunk_k == 0) sum = qe_add(sum, y), y = 0;
-        const float w = weight(half + k / 128 * 2 * a.block_bytes, a.bits, int(n % 64), int(k % 128));
-        y = qe_fma(load_real(a.x, m * a.ld + k, a.x_type), w, y);
+struct SimtArgs : simt_row::Args {
+    int bits;
+    PTX_FN float dot(int64_t m, int64_t n) const {
+        const unsigned char *half = w + n / QK_W4_ROWS * band_bytes + n % QK_W4_ROWS / 64 * block_bytes;
+        float sum = 0, y = 0;
+        for (int64_t i = 0; i < k; i++) {
+            if (i && i % chunk_k == 0) sum = qe_add(sum, y), y = 0;
+            const float value = weight(half + i / 128 * 2 * block_bytes, bits, int(n % 64), int(i % 128));
+            y = qe_fma(x_at(m, i), value, y);
+        }
+        return qe_add(sum, y);
     }
-    return qe_add(sum, y);
-}
-__global__ void __launch_bounds__(kSimtThreads) plain(const __grid_constant__ SimtArgs args) {
-    const Tile rows = args.groups.tile(blockIdx.x, 4);
-    const int64_t n = (int64_t(blockIdx.y) * 32 + threadIdx.x % 32) * 2, m = rows.first + threadIdx.x / 32;
-    if (n >= args.out.n || m >= rows.end) return;
-    SimtArgs a = args;
-    a.w += rows.expert * a.groups.expert_bytes, a.out = args.out.of(rows.expert);
-    const float v0 = dot(a, m, n), v1 = n + 1 < a.out.n ? dot(a, m, n + 1) : 0.0f;
-    a.out.pair(m, n, v0, v1);
-}
+};
 bool supports_simt(const qk_device *, const qk_gemm *g, qk_why *why) {
     if (g->w.act.mode != QE_ACT_FLOAT) return qk_no(why, "the input is quantized: its sums are exact");
     return float_output(g, why);
 }
-void plan_simt(const qk_device *, const qk_gemm *g, qk_plan *out) {
-    out->variant = 0;
-    out->grid[0] = uint32_t((g->m + 3) / 4), out->grid[1] = uint32_t((g->w.n + 63) / 64), out->grid[2] = 1;
-    out->block = kSimtThreads;
-}
 qe_status run_simt(const qk_plan *plan, const qk_gemm_args *args, const qk_queue *queue, qe_error *err) {
     const qk_shape &w = args->w->shape;
     SimtArgs a{};
-    a.x = args->x.data, a.x_type = args->x.quant.code, a.ld = args->x.ld, a.m = args->x.m, a.k = w.k;
-    a.chunk_k = w.chunk_k > 0 ? w.chunk_k : w.k, a.bits = w.quant.bits;
-    a.w = static_cast<const unsigned char *>(args->w->blob);
-    a.band_bytes = qk_k_band_bytes(&w.quant, w.k), a.block_bytes = qk_k_block_bytes(&w.quant);
-    a.out = epilogue_of(plan, args), a.groups = groups_of(args);
-    if (a.m == 0) return QE_OK;
-    return launch(plain, dim3(tiles_of(args, 4), plan->grid[1]), plan->block, 0, queue, "cuda/ka16_simt", err, a);
+    a.band_bytes = qk_k_band_bytes(&w.quant, w.k), a.block_bytes = qk_k_block_bytes(&w.quant), a.bits = w.quant.bits;
+    return simt_row::run(plan, args, a, 0, queue, err);
 }
 
 } // namespace ka16
@@ -145,4 +114,4 @@ qe_status run_simt(const qk_plan *plan, const qk_gemm_args *args, const qk_queue
 extern "C" const qk_row qk_cuda_ka16_sm80_row = {"cuda/ka16_sm80", &qk_cuda_k, qk_cuda::ka16::supports_sm80,
                                                  qk_cuda::ka16::plan_sm80, qk_cuda::ka16::run_sm80};
 extern "C" const qk_row qk_cuda_ka16_simt_row = {"cuda/ka16_simt", &qk_cuda_k, qk_cuda::ka16::supports_simt,
-                                                 qk_cuda::ka16::plan_simt, qk_cuda::ka16::run_simt};
+                                                 qk_cuda::simt_row::plan, qk_cuda::ka16::run_simt};

@@ -262,6 +262,15 @@ __global__ void __launch_bounds__(kThreads, Config<F, kTok>::kBlocks)
 // ---- plans and launches of a family ------------------------------------------------------------------------------
 // Instances are tiles of 16, 32, 64 and (8-bit input) 128 tokens. Splits as on sm_90: up to 8, or at chunk borders, where
 // tiles fill less than half of the device.
+// What a format of 16-bit input needs; bytes: of shared memory.
+inline bool takes_halves(const qk_device *device, const qk_gemm *g, int bytes, qk_why *why) {
+    if (device->sm < 80) return qk_no(why, "sm_%d, needed sm_80", int(device->sm));
+    if (g->x.code != QE_CODE_F16 && g->x.code != QE_CODE_BF16) return qk_no(why, "input is not of 16 bits");
+    if (g->w.chunk_k % kBlockK && g->w.chunk_k < g->w.k) return qk_no(why, "chunks of %lld columns", (long long)g->w.chunk_k);
+    if (device->unit_bytes < uint32_t(bytes))
+        return qk_no(why, "%u bytes of shared memory, needed %d", device->unit_bytes, bytes);
+    return float_output(g, why);
+}
 template <class F>
 void plan_of(const qk_device *device, const qk_gemm *g, int largest, int chunk_blocks, qk_plan *out) {
     const int64_t most = qk_tile_m(g);
