@@ -102,10 +102,10 @@ static uint8_t *written_pieces() {
     return map;
 }
 void global_access(const void *p, size_t bytes, bool write, Loc loc, const char *what) {
-    if (!near_global(p) || !bytes) return;
+    const bool early = t_runner->early && !self()->waited;
+    if ((!early && !write) || !bytes || !near_global(p)) return;
     const size_t at = size_t(static_cast<const char *>(p) - g_arena), first = at / kPiece, last = (at + bytes - 1) / kPiece;
     uint8_t *written = written_pieces();
-    const bool early = t_runner->early && !self()->waited;
     if (early && write) fail(loc, "%s of global memory before griddepcontrol.wait", what);
     for (size_t i = first; i <= last; i++)
         if (write)
