@@ -56,13 +56,14 @@ def gate(row):
 
 def waits(name, sm, code):
     """Kernels of sm_90 may begin before those ahead have ended (launch.cuh), so they wait themselves: a GEMM after it asked
-    for its first weights and before tokens. The dense GEMM, whose weights a kernel writes, begins in order."""
-    if sm != 90 or "dense_sm90::" in name or name.endswith("whole_unit"):
+    for its first weights and before tokens."""
+    if sm != 90 or name.endswith("whole_unit"):
         return []
     at = {op: [i.addr for i in code if i.op.startswith(op)] for op in ("ACQBULK", *sass.BULK)}
     if not at["ACQBULK"]:
         return [f"{name}: never waits for the kernels ahead"]
-    if "sm90::" in name and not any(at["UBLKCP"][0] < a < at["UTMALDG"][0] for a in at["ACQBULK"]):
+    weights, tokens = at["UTMALDG"][:2] if "dense_sm90::" in name else (min(at[op], default=0) for op in sass.BULK[::-1])
+    if "sm90::" in name and not any(weights < a < tokens for a in at["ACQBULK"]):
         return [f"{name}: no wait between its first weights and its tokens"]
     return []
 

@@ -128,6 +128,7 @@ def pick(code):
     # A wait inside the loop can make a small inner loop hide the real one: widen while MMAs are gained.
     if main and not macs(between(code, main)):
         main = min((l for l in every if macs(between(code, l))), key=lambda l: l[1] - l[0], default=None)
-    # The loop that brings tokens; one before it brings the first weights alone.
-    loads = [l for l in every if not macs(between(code, l)) and any(i.op.startswith("UTMALDG") for i in between(code, l))]
-    return main, min(loads, key=lambda l: l[1] - l[0], default=None), every
+    # The loop that brings weights and tokens; one before it brings the first weights alone.
+    bulk = lambda l: sum(i.op.startswith(BULK) for i in between(code, l))
+    loads = [l for l in every if not macs(between(code, l)) and bulk(l)]
+    return main, min(loads, key=lambda l: (-bulk(l), l[1] - l[0]), default=None), every

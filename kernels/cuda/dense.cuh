@@ -77,6 +77,7 @@ struct Pass {
     int64_t power_pitch, power_band; // bytes between those of rows, and of bands of 128 rows
     int64_t first, rows; // of the weight
     int expert;
+    int written; // w is of the kernel ahead, not the packed weight itself
 };
 // 1 / the power of row n of a pass, a power of two within 2^-126 .. 2^126.
 PTX_FN float inverse_power(const Pass &pass, int64_t n) {
@@ -129,7 +130,7 @@ qe_status each_pass(const qk_plan *plan, const qk_gemm_args *args, const qk_queu
     for (int e = 0; e < experts; e++)
         for (int64_t first = 0; first < w.n; first += rows) {
             Pass pass{};
-            pass.expert = e, pass.first = first, pass.rows = w.n - first < rows ? w.n - first : rows;
+            pass.expert = e, pass.written = written, pass.first = first, pass.rows = w.n - first < rows ? w.n - first : rows;
             if (w.layout == &qk_cuda_k) {
                 qe_status status = write_k(args, &pass, to, queue, name, err);
                 if (status == QE_OK) status = run(pass);

@@ -1,6 +1,7 @@
 // Row cuda/dense_sm90: layout cuda/any x fp16 or bf16 by wgmma with both operands from shared memory. Weights are dequantized
 // first (dense.cuh): Y^T = W X^T, 128 rows of W x kTok tokens a block, k in blocks of 64 columns. One producer lane fills a
-// ring of stages by TMA, two consumer warpgroups take 64 rows each; rules of gemm_sm90.cuh.
+// ring of stages by TMA, two consumer warpgroups take 64 rows each; rules of gemm_sm90.cuh. Weights that lie where they are
+// read are brought before the kernels ahead have ended; those that one of them writes are waited for.
 //
 // Many tokens: two blocks of neighbouring bands form a cluster and bring half of their tokens each for both (multicast).
 // Float sums restart in every chunk of k (quantization.md 7.4), inside the block or as splits of the grid: the same bits.
@@ -38,16 +39,26 @@ PTX_FN void produce(const CUtensorMap &w, const CUtensorMap &x, uint32_t base, i
     using C = Config<kTok>;
     const uint32_t full = base + C::kBars, empty = full + C::kStages * 8;
     const int share = kCluster > 1 ? int(ptx::cluster_rank()) * (kTok / kCluster) : 0, n0 = int(blockIdx.y) * kRows;
+    const auto bring_weights = [&](int kb, int s) {
+        const uint32_t bar = full + uint32_t(s * 8);
+        ptx::mbar_arrive_expect_tx(bar, C::kWStage + C::kXStage);
+        ptx::tma_load_2d(base + uint32_t(s * C::kWStage), &w, bar, kb * 128, n0); // rows beyond the last are zeros
+    };
+    const int first_round = end - begin < C::kStages ? end : begin + C::kStages; // into slots that nobody has used
+#pragma unroll 1
+    for (int kb = begin; kb < first_round; kb++) bring_weights(kb, kb - begin);
+    ptx::griddep_wait(); // tokens are of a kernel before
     int s = 0;
     uint32_t parity = 1;
     for (int kb = begin; kb < end; kb++) {
         const uint32_t bar = full + uint32_t(s * 8);
-        if constexpr (kCluster > 1)
-            ptx::mbar_wait_cluster(empty + uint32_t(s * 8), parity);
-        else
-            ptx::mbar_wait(empty + uint32_t(s * 8), parity);
-        ptx::mbar_arrive_expect_tx(bar, C::kWStage + C::kXStage);
-        ptx::tma_load_2d(base + uint32_t(s * C::kWStage), &w, bar, kb * 128, n0); // rows beyond the last are zeros
+        if (kb >= first_round) {
+            if constexpr (kCluster > 1)
+                ptx::mbar_wait_cluster(empty + uint32_t(s * 8), parity);
+            else
+                ptx::mbar_wait(empty + uint32_t(s * 8), parity);
+            bring_weights(kb, s);
+        }
         const uint32_t to = base + uint32_t(C::kX + s * C::kXStage + share * 128);
         if constexpr (kCluster > 1)
             ptx::tma_load_2d_multicast(to, &x, bar, kb * 128, m0 + share, (1 << kCluster) - 1);
@@ -110,6 +121,8 @@ __global__ void __launch_bounds__(Config<kTok>::kThreads, 1)
     PTX_DYN_SMEM(unsigned char, smem);
     const uint32_t base = ptx::opaque(ptx::smem_addr(smem)), full = base + C::kBars, empty = full + C::kStages * 8;
     const int tid = int(threadIdx.x), warp = tid / 32;
+    ptx::griddep_launch();
+    if (args.groups.experts || args.pass.written) ptx::griddep_wait(); // counts and weights are of kernels before
     const Tile rows = dense::tile_of(args.groups, args.pass.expert, blockIdx.x, kTok);
     if (rows.first >= rows.end) return; // both blocks of a cluster, or none
     Args a = args;
@@ -134,6 +147,7 @@ __global__ void __launch_bounds__(Config<kTok>::kThreads, 1)
         return;
     }
     if constexpr (C::kHandover) ptx::setmaxnreg_inc<232>();
+    ptx::griddep_wait();
     float acc[kTok / 2];
     sm90::Cursor at{0, 0, 0};
     if constexpr (C::kTotals) {
@@ -215,11 +229,11 @@ qe_status run_tile(const qk_plan *plan, const qk_gemm_args *args, Args a, const 
         a.pass = pass;
         const uint32_t bands = uint32_t((pass.rows + kRows - 1) / kRows);
         const dim3 grid(dense::tiles_of_expert(args, kTok), (bands + kCluster - 1) / kCluster * kCluster, plan->grid[2]);
-        return launch_cluster(gemm<kBf16, kTok, kCluster>, grid, ClusterSize{kCluster, 1}, C::kThreads, C::kSharedBytes, queue, plan->row->name,
+        return launch_cluster<Start::Early>(gemm<kBf16, kTok, kCluster>, grid, ClusterSize{kCluster, 1}, C::kThreads, C::kSharedBytes, queue, plan->row->name,
                               err, w, x, a, partial);
     });
     if (status != QE_OK || !partial.sums) return status;
-    return launch_reduce<float>(plan, args, a.output, queue, plan->row->name, err);
+    return launch_reduce<float, Start::Early>(plan, args, a.output, queue, plan->row->name, err);
 }
 template <bool kBf16>
 qe_status run_type(const qk_plan *plan, const qk_gemm_args *args, const Args &a, const qk_queue *queue, qe_error *err) {

@@ -63,6 +63,7 @@ Result launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, const Op
 // Device memory: 256-byte aligned, exact bounds known to the wrappers' checks.
 void *device_alloc(size_t bytes);
 void device_free(void *p);
+void kernel_wrote(const void *p, size_t bytes); // as if one ahead had: early launches may not read it before they wait
 
 // ---------------------------------------------------------------- thread identity
 template <class T> struct Same { using type = T; }; // keeps a parameter out of deduction

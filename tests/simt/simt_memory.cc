@@ -101,16 +101,18 @@ static uint8_t *written_pieces() {
         mmap(nullptr, kArena / kPiece, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     return map;
 }
+void kernel_wrote(const void *p, size_t bytes) {
+    const size_t at = size_t(static_cast<const char *>(p) - g_arena);
+    for (size_t i = at / kPiece; bytes && i <= (at + bytes - 1) / kPiece; i++) __atomic_store_n(written_pieces() + i, 1, __ATOMIC_RELAXED);
+}
 void global_access(const void *p, size_t bytes, bool write, Loc loc, const char *what) {
     const bool early = t_runner->early && !self()->waited;
     if ((!early && !write) || !bytes || !near_global(p)) return;
-    const size_t at = size_t(static_cast<const char *>(p) - g_arena), first = at / kPiece, last = (at + bytes - 1) / kPiece;
-    uint8_t *written = written_pieces();
     if (early && write) fail(loc, "%s of global memory before griddepcontrol.wait", what);
-    for (size_t i = first; i <= last; i++)
-        if (write)
-            __atomic_store_n(written + i, 1, __ATOMIC_RELAXED);
-        else if (early && __atomic_load_n(written + i, __ATOMIC_RELAXED))
+    if (write) return kernel_wrote(p, bytes);
+    const size_t at = size_t(static_cast<const char *>(p) - g_arena);
+    for (size_t i = at / kPiece; i <= (at + bytes - 1) / kPiece; i++)
+        if (__atomic_load_n(written_pieces() + i, __ATOMIC_RELAXED))
             fail(loc, "%s of global memory that a kernel has written, before griddepcontrol.wait", what);
 }
 void griddep_wait() {

@@ -44,6 +44,11 @@ template <class T> T *device(const std::vector<T> &v) {
     std::memcpy(p, v.data(), v.size() * sizeof(T));
     return p;
 }
+template <class T> T *fed(const std::vector<T> &v) { // what a kernel ahead wrote
+    T *p = device(v);
+    simt::kernel_wrote(p, v.size() * sizeof(T));
+    return p;
+}
 struct Weight { // scale * c + min, small enough for 16-bit weights and fp32 sums to be exact
     qk_shape shape{};
     std::vector<uint8_t> codes;
@@ -98,9 +103,9 @@ int main() {
     for (auto &v : x) v = kBf16 ? qe_f32_to_bf16(float(int(g() % 9) - 4)) : qe_f32_to_f16(float(int(g() % 9) - 4));
     qk_gemm_args args{};
     args.w = &weight, args.ldy = kN + 1;
-    args.x.m = kM, args.x.k = kK, args.x.ld = ld, args.x.data = device(x), args.x.quant.code = kBf16 ? QE_CODE_BF16 : QE_CODE_F16;
+    args.x.m = kM, args.x.k = kK, args.x.ld = ld, args.x.data = fed(x), args.x.quant.code = kBf16 ? QE_CODE_BF16 : QE_CODE_F16;
     if (kExperts > 1) {
-        args.groups.rows = device(std::vector<int32_t>{2, 7, -3, 17, 99}), args.groups.experts = kExperts;
+        args.groups.rows = fed(std::vector<int32_t>{2, 7, -3, 17, 99}), args.groups.experts = kExperts;
         args.groups.expert_bytes = int64_t(experts[0].packed.size());
     }
     simt::device().sm = kHopper ? 90 : 80;
