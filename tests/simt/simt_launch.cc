@@ -14,6 +14,45 @@
 #endif
 
 namespace simt {
+// ---------------------------------------------------------------- memory of blocks
+// Stacks and shared memory outlive a launch: thousands of launches map and touch them once. Each ends at a page that nobody
+// may touch.
+namespace {
+class Kept {
+  public:
+    char *take(size_t bytes) { // of whole pages, between two that fault
+        std::lock_guard l(mutex);
+        std::vector<char *> &free = idle[bytes];
+        if (free.empty()) {
+            auto p = static_cast<char *>(mmap(nullptr, bytes + 2 * kPage, PROT_READ | PROT_WRITE,
+                                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+            mprotect(p, kPage, PROT_NONE);
+            mprotect(p + kPage + bytes, kPage, PROT_NONE);
+#ifdef SIMT_ASAN
+            __asan_unpoison_memory_region(p + kPage, bytes); // memory that was here before may have been poisoned
+#endif
+            return p + kPage;
+        }
+        char *p = free.back();
+        free.pop_back();
+        return p;
+    }
+    void give(char *p, size_t bytes) {
+        std::lock_guard l(mutex);
+        idle[bytes].push_back(p);
+    }
+
+  private:
+    static constexpr size_t kPage = 4096;
+    std::mutex mutex;
+    std::map<size_t, std::vector<char *>> idle;
+};
+Kept &kept() {
+    static Kept k;
+    return k;
+}
+} // namespace
+
 // ---------------------------------------------------------------- blocks and launch
 static void fiber_main() {
 #ifdef SIMT_ASAN
@@ -42,6 +81,9 @@ static void fiber_main() {
     std::abort();
 }
 
+#ifdef SIMT_ASAN
+constexpr size_t kLastFrames = 4096;
+#endif
 static void setup_block(Runner *r, Block *b, dim3 bid, dim3 bdim, dim3 gdim) {
     unsigned n = bdim.x * bdim.y * bdim.z;
     b->runner = r;
@@ -55,21 +97,16 @@ static void setup_block(Runner *r, Block *b, dim3 bid, dim3 bdim, dim3 gdim) {
     b->groups.assign(n / 128, {});
     b->warps.assign((n + 31) / 32, {});
     if (b->threads.empty()) b->threads.resize(n);
-#ifdef SIMT_ASAN
-    __asan_unpoison_memory_region(b->smem, b->smem_bytes); // a former fiber's stack may have been here
-#endif
     uint64_t *s = reinterpret_cast<uint64_t *>(b->smem); // poison: quiet NaNs, large odd integers
     for (size_t i = 0; i < b->smem_bytes / 8; i++) s[i] = 0x7fd5a5b57fc3a5a5ull;
     for (unsigned i = 0; i < n; i++) {
         Thread &t = b->threads[i];
-        if (!t.stack) {
-            t.stack = static_cast<char *>(mmap(nullptr, kStack + 4096, PROT_READ | PROT_WRITE,
-                                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)) +
-                      4096;
-            mprotect(t.stack - 4096, 4096, PROT_NONE);
-        }
+        if (!t.stack) t.stack = kept().take(kStack);
+        // Tops that lie at one place of every page would compete for a few lines of the cache.
+        char *end = t.stack + kStack - 64 - i % 61 * 64;
 #ifdef SIMT_ASAN
-        __asan_unpoison_memory_region(t.stack, kStack); // a former fiber's frames
+        // What a fiber that came to its end leaves poisoned: the frames it never returned from.
+        __asan_unpoison_memory_region(end - kLastFrames, size_t(t.stack + kStack - (end - kLastFrames)));
 #endif
         t.ids = {{i % bdim.x, i / bdim.x % bdim.y, i / bdim.x / bdim.y}, {bid.x, bid.y, bid.z}, bdim, gdim};
         t.lane = i % 32;
@@ -87,7 +124,7 @@ static void setup_block(Runner *r, Block *b, dim3 bid, dim3 bdim, dim3 gdim) {
         w.first_thread = i / 32 * 32;
         w.exists |= 1u << t.lane;
         w.runnable |= 1u << t.lane;
-        auto **top = reinterpret_cast<void **>(t.stack + kStack - 64); // 16-byte aligned at entry
+        auto **top = reinterpret_cast<void **>(end); // 16-byte aligned at entry
         *--top = nullptr;
         *--top = reinterpret_cast<void *>(&fiber_main);
         for (int k = 0; k < 6; k++) *--top = nullptr;
@@ -192,9 +229,7 @@ Result launch_fn(const std::function<void()> &body, dim3 grid, dim3 block, size_
         std::vector<std::unique_ptr<Block>> pool;
         for (unsigned i = 0; i < resident * cluster; i++) {
             auto b = std::make_unique<Block>();
-            b->smem = static_cast<char *>(
-                mmap(nullptr, bytes + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-            mprotect(b->smem + bytes, 4096, PROT_NONE);
+            b->smem = kept().take(bytes);
             b->smem_bytes = smem_bytes;
             pool.push_back(std::move(b));
         }
@@ -217,8 +252,13 @@ Result launch_fn(const std::function<void()> &body, dim3 grid, dim3 block, size_
         }
         for (auto &b : pool) {
             for (Thread &t : b->threads)
-                if (t.stack) munmap(t.stack - 4096, kStack + 4096);
-            munmap(b->smem, bytes + 4096);
+                if (t.stack) {
+#ifdef SIMT_ASAN
+                    if (r.failed) __asan_unpoison_memory_region(t.stack, kStack); // fibers that stopped anywhere
+#endif
+                    kept().give(t.stack, kStack);
+                }
+            kept().give(b->smem, bytes);
         }
         t_runner = nullptr;
     };
