@@ -5,6 +5,10 @@
 // wxa16_sm90, the one with sums of all chunks in one block, the other with bf16 input and k split. Four experts, with
 // counts out of range among them: contiguous 881 w8a8_sm80, 896 w8a8_sm90, 1685 wxa16_sm80 of a table each; masked 882
 // w8a8_sm80.
+// One format of wxa16 is in question: the compiler drops what the constant never reaches, 13 formats of 14.
+#include "cuda_backend.h"
+#define qk_wx_units(quant, k) int64_t(4)
+#define qk_wx_code_bits(quant) (KERNEL == 1680 || KERNEL == 1690 ? 8 : 4)
 #if KERNEL == 811
 #include "gemm_w1a1_sm80.cu"
 #elif KERNEL == 812

@@ -25,6 +25,10 @@ set(mistakes
     "90:11:epilogue without wgmma.wait_group 0"
     "90:12:missing named barrier before the TMA store"
     "90:13:only one warp of each warpgroup releases the slot")
+set(flags -std=c++17 -O1 -g1 -fsanitize=thread -DSIMT_EMULATE -Wno-unknown-pragmas -Wno-psabi -I${SIMT}/include -I${SIMT}
+    -I${INCLUDE})
+execute_process(COMMAND ${CXX} ${flags} -x c++-header ${SIMT}/mistakes/mistaken.h -o ${WORK}/mistaken.h.gch
+    COMMAND_ERROR_IS_FATAL ANY)
 set(caught 0)
 foreach(row IN LISTS mistakes)
     string(REGEX MATCH "^([0-9]+):([0-9]+):(.*)$" ignored "${row}")
@@ -32,13 +36,12 @@ foreach(row IN LISTS mistakes)
     set(number ${CMAKE_MATCH_2})
     set(label "${CMAKE_MATCH_3}")
     set(program ${WORK}/sm${arch}_${number})
-    set(flags -std=c++17 -O1 -g1 -fsanitize=thread -DSIMT_EMULATE -DSIMT_MISTAKE=${number} -Wno-unknown-pragmas -Wno-psabi
-        -I${SIMT}/include -I${SIMT} -I${INCLUDE})
+    set(kind)
     if(arch EQUAL 90)
-        list(APPEND flags -DKERNEL_SM90)
+        set(kind -DKERNEL_SM90)
     endif()
-    execute_process(COMMAND ${CXX} ${flags} -c ${SIMT}/mistakes/mistaken_gemm.cc -o ${program}.o RESULT_VARIABLE failed
-        ERROR_VARIABLE output)
+    execute_process(COMMAND ${CXX} ${flags} -Winvalid-pch -I${WORK} -include mistaken.h -DSIMT_MISTAKE=${number} ${kind}
+        -c ${SIMT}/mistakes/mistaken_gemm.cc -o ${program}.o RESULT_VARIABLE failed ERROR_VARIABLE output)
     if(NOT failed)
         execute_process(COMMAND ${CXX} ${program}.o ${objects} -o ${program} -lpthread RESULT_VARIABLE failed
             ERROR_VARIABLE output)

@@ -21,6 +21,12 @@ if(count EQUAL 0)
     message(FATAL_ERROR "no patches in ${SIMT}/mistakes/patches")
 endif()
 
+set(compile ${CXX} -std=c++17 -O1 -g1 -fsanitize=thread -DSIMT_EMULATE -Wno-unknown-pragmas -Wno-psabi -ffp-contract=off)
+set(include -I${SIMT}/include -I${SIMT} -I${ROOT}/kernels -I${ROOT}/include)
+file(MAKE_DIRECTORY ${WORK})
+execute_process(COMMAND ${compile} ${include} -x c++-header ${SIMT}/mistakes/mistaken.h -o ${WORK}/mistaken.h.gch
+    COMMAND_ERROR_IS_FATAL ANY)
+
 # build_and_run(name kernel): sets `failed` and `output` of the run.
 function(build_and_run name kernel)
     set(dir ${WORK}/${name})
@@ -37,9 +43,8 @@ function(build_and_run name kernel)
     if(kernel GREATER_EQUAL 5000)
         set(program mistaken_k)
     endif()
-    execute_process(COMMAND ${CXX} -std=c++17 -O1 -g1 -fsanitize=thread -DSIMT_EMULATE -DKERNEL=${kernel}
-        -Wno-unknown-pragmas -Wno-psabi -ffp-contract=off -I${dir} -I${SIMT}/include -I${SIMT} -I${ROOT}/kernels
-        -I${ROOT}/include ${SIMT}/mistakes/${program}.cc ${${program}_objects} -o ${dir}/run -lpthread
+    execute_process(COMMAND ${compile} -Winvalid-pch -I${WORK} -include mistaken.h -DKERNEL=${kernel} -I${dir} ${include}
+        ${SIMT}/mistakes/${program}.cc ${${program}_objects} -o ${dir}/run -lpthread
         RESULT_VARIABLE failed ERROR_VARIABLE output)
     if(failed)
         message(FATAL_ERROR "${name} does not build:\n${output}")

@@ -1,0 +1,14 @@
+// What every program of this folder includes and no mistake changes: compiled once, before all of them.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "simt.h"
+#include "simt_ptx.h"
