@@ -200,6 +200,7 @@ bool near_global(const void *p); // in the arena of device_alloc()
 
 // Race checker (simt_race.cc); every call is a no-op when b->race is null.
 void race_begin(Block *b, bool enabled);
+void race_keep(Block *b); // the block is done: its memory serves another
 void race_access(Thread *t, uint32_t off, unsigned n, bool write, Loc loc, const char *what);
 void race_release(Thread *t, std::vector<uint32_t> &into);
 void race_acquire(Thread *t, const std::vector<uint32_t> &from);

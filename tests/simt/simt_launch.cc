@@ -251,6 +251,7 @@ Result launch_fn(const std::function<void()> &body, dim3 grid, dim3 block, size_
             next = nblocks;
         }
         for (auto &b : pool) {
+            race_keep(b.get());
             for (Thread &t : b->threads)
                 if (t.stack) {
 #ifdef SIMT_ASAN

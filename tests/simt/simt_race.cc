@@ -39,14 +39,14 @@ static bool g_hooks = false; // some kernel object was built with the hooks
 struct Byte {
     uint32_t w_clock = 0; // writer's clock; 0: never written
     uint32_t w_epoch = 0; // its warp's syncwarp count
+    uint32_t r_epoch = 0;
+    uint32_t readers = 0; // warps that read it since the last write, which is ordered after all reads before it
     uint16_t w_agent = 0;
     uint8_t w_lane = 0;
+    uint8_t r_lane = 0;
     bool generic = true;     // written by ordinary stores (not TMA)
     uint8_t in_flight = 0;   // 1: cp.async, 2: TMA load not complete
     uint8_t async_reads = 0; // wgmma / TMA stores that may still read it
-    uint8_t r_lane = 0;
-    uint32_t r_epoch = 0;
-    Loc w_loc;
 };
 
 struct PeerRead { // of this block's bytes, by a warp of another block
@@ -59,22 +59,62 @@ struct PeerRead { // of this block's bytes, by a warp of another block
 struct RaceState {
     unsigned warps = 0, first = 0, agents = 0; // agents first .. first + warps + 64 of the cluster's are this block's
     std::vector<Byte> bytes;
-    std::vector<uint32_t> reads;                 // [byte][warp]: clock of the warp's last read
+    std::vector<Loc> written_at;                 // per byte
+    std::vector<uint32_t> reads;                 // [warp][byte]: clock of the warp's last read
+    std::vector<char> dirty;                     // pieces of kPiece bytes with a write; reads come after writes
     std::vector<std::vector<uint32_t>> vc;       // per warp
     std::vector<std::vector<uint32_t>> fence_vc; // per warp: what its last proxy fence had seen
     std::vector<uint32_t> epoch, slot_clock;
     std::vector<PeerRead> peer_reads;
+
+    static constexpr size_t kPiece = 256;
+    uint32_t *reads_of(unsigned warp) { return &reads[warp * bytes.size()]; }
+    void mark(uint32_t off, unsigned n) {
+        for (size_t i = off / kPiece; i <= (off + n - 1) / kPiece; i++) dirty[i] = 1;
+    }
+    void clean() {
+        for (size_t i = 0; i < dirty.size(); i++) {
+            if (!dirty[i]) continue;
+            const size_t from = i * kPiece, to = std::min(from + kPiece, bytes.size());
+            std::fill(&bytes[from], &bytes[0] + to, Byte());
+            for (unsigned w = 0; w < warps; w++) std::fill(reads_of(w) + from, reads_of(w) + to, 0);
+            dirty[i] = 0;
+        }
+        peer_reads.clear();
+    }
 };
+// States of blocks that are done: most launches need the sizes of the one before.
+static thread_local std::vector<std::shared_ptr<RaceState>> t_spare;
+static std::shared_ptr<RaceState> state_for(size_t bytes, unsigned warps) {
+    for (auto &spare : t_spare)
+        if (spare->bytes.size() == bytes && spare->warps == warps) {
+            auto s = std::move(spare);
+            spare = std::move(t_spare.back());
+            t_spare.pop_back();
+            s->clean();
+            return s;
+        }
+    auto s = std::make_shared<RaceState>();
+    s->warps = warps;
+    s->bytes.resize(bytes);
+    s->written_at.resize(bytes);
+    s->reads.assign(bytes * warps, 0);
+    s->dirty.assign((bytes + RaceState::kPiece - 1) / RaceState::kPiece, 0);
+    return s;
+}
+void race_keep(Block *b) {
+    if (!b->race) return;
+    if (t_spare.size() >= 8) t_spare.erase(t_spare.begin()); // as many as a cluster has blocks
+    t_spare.push_back(std::move(b->race));
+    b->race.reset();
+}
 
 void race_begin(Block *b, bool enabled) {
-    b->race.reset();
+    race_keep(b);
     if (!enabled || !g_hooks || !b->smem_bytes) return;
-    auto s = std::make_shared<RaceState>();
-    s->warps = unsigned(b->warps.size());
+    auto s = state_for(b->smem_bytes, unsigned(b->warps.size()));
     s->first = b->rank * (s->warps + 64);
     s->agents = unsigned(b->cluster->blocks.size()) * (s->warps + 64);
-    s->bytes.resize(b->smem_bytes);
-    s->reads.assign(b->smem_bytes * s->warps, 0);
     s->vc.assign(s->warps, std::vector<uint32_t>(s->agents, 0));
     s->fence_vc = s->vc;
     for (unsigned w = 0; w < s->warps; w++) s->vc[w][s->first + w] = 1;
@@ -83,9 +123,18 @@ void race_begin(Block *b, bool enabled) {
     b->race = s;
 }
 
+SIMT_CLONES static void join(uint32_t *a, const uint32_t *b, size_t n) {
+    typedef uint32_t U8 __attribute__((vector_size(32), aligned(4)));
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        const U8 x = *reinterpret_cast<const U8 *>(a + i), y = *reinterpret_cast<const U8 *>(b + i);
+        *reinterpret_cast<U8 *>(a + i) = x > y ? x : y;
+    }
+    for (; i < n; i++) a[i] = std::max(a[i], b[i]);
+}
 static void join(std::vector<uint32_t> &a, const std::vector<uint32_t> &b) {
     if (a.size() < b.size()) a.resize(b.size(), 0);
-    for (size_t i = 0; i < b.size(); i++) a[i] = std::max(a[i], b[i]);
+    join(a.data(), b.data(), b.size());
 }
 void race_release(Thread *t, std::vector<uint32_t> &into) {
     RaceState *s = t->block->race.get();
@@ -132,66 +181,72 @@ static void check(Thread *t, RaceState *s, uint32_t off, unsigned n, bool write,
     char nm[32];
     if (write && !s->peer_reads.empty()) check_peer_reads(s, vc, off, n, loc, what);
     for (uint32_t i = off; i < off + n; i++) {
-        Byte &b = s->bytes[i];
+        const Byte &b = s->bytes[i];
         if (b.in_flight == 1)
             fail(loc, "race: %s of shared byte %u while a cp.async (%s) to it is in flight", what, i,
-                 where(b.w_loc).c_str());
+                 where(s->written_at[i]).c_str());
         if (b.in_flight == 2)
             fail(loc, "race: %s of shared byte %u while a TMA load (%s) to it is in flight", what, i,
-                 where(b.w_loc).c_str());
+                 where(s->written_at[i]).c_str());
         if (!write && !b.w_clock) fail(loc, "%s of shared byte %u, which nothing has written", what, i);
         if (b.w_clock && vc[b.w_agent] < b.w_clock)
             fail(loc, "race: %s of shared byte %u is not ordered after its write by %s (%s)", what, i,
-                 agent_name(s, b.w_agent, nm), where(b.w_loc).c_str());
+                 agent_name(s, b.w_agent, nm), where(s->written_at[i]).c_str());
         if (b.w_clock && b.w_agent == me && b.w_lane != t->lane && b.w_epoch == own->epoch[w] && b.generic && !proxy)
             fail(loc, "race: %s of shared byte %u, written by lane %u of the same warp (%s) without __syncwarp", what,
-                 i, b.w_lane, where(b.w_loc).c_str());
+                 i, b.w_lane, where(s->written_at[i]).c_str());
         if (proxy && b.generic && b.w_clock && t->block->runner->opt.check_proxy) {
             const unsigned writer = b.w_agent - s->first;
             bool writer_fenced = writer < s->warps && s->fence_vc[writer][b.w_agent] >= b.w_clock;
             bool reader_fenced = own->fence_vc[w][b.w_agent] >= b.w_clock;
             if (!writer_fenced && !reader_fenced)
                 fail(loc, "missing fence.proxy.async: %s of shared byte %u stored by %s (%s)", what, i,
-                     agent_name(s, b.w_agent, nm), where(b.w_loc).c_str());
+                     agent_name(s, b.w_agent, nm), where(s->written_at[i]).c_str());
         }
         if (write) {
             if (b.async_reads)
                 fail(loc, "race: %s of shared byte %u while wgmma or a TMA store may still read it", what, i);
-            const uint32_t *r = &s->reads[size_t(i) * s->warps];
-            for (unsigned o = 0; o < s->warps; o++)
-                if (vc[s->first + o] < r[o])
+            for (uint32_t left = b.readers; left; left &= left - 1) {
+                const unsigned o = unsigned(__builtin_ctz(left));
+                if (vc[s->first + o] < s->reads_of(o)[i])
                     fail(loc, "race: %s of shared byte %u is not ordered after its read by warp %u", what, i, o);
-            if (s == own && b.r_epoch == s->epoch[w] && r[w] && b.r_lane != t->lane && !proxy && r[w] == vc[me])
+            }
+            if (s == own && b.r_epoch == s->epoch[w] && b.r_lane != t->lane && !proxy && s->reads_of(w)[i] == vc[me])
                 fail(loc, "race: %s of shared byte %u, read by lane %u of the same warp, without __syncwarp", what, i,
                      b.r_lane);
         }
     }
 }
-static void set_writer(RaceState *s, Byte &b, unsigned agent, uint32_t clock, unsigned lane, uint32_t epoch,
-                       bool generic, Loc loc) {
+static void set_writer(Byte &b, unsigned agent, uint32_t clock, unsigned lane, uint32_t epoch, bool generic) {
     b.w_agent = uint16_t(agent);
     b.w_clock = clock;
     b.w_lane = uint8_t(lane);
     b.w_epoch = epoch;
     b.generic = generic;
     b.in_flight = 0;
-    b.w_loc = loc;
-    (void)s;
+    b.readers = 0;
 }
 void race_access(Thread *t, uint32_t off, unsigned n, bool write, Loc loc, const char *what) {
     RaceState *s = t->block->race.get();
     if (!s) return;
     check(t, s, off, n, write, false, loc, what);
-    unsigned w = t->warp->index;
+    const unsigned w = t->warp->index;
+    const uint32_t clock = s->vc[w][s->first + w], epoch = s->epoch[w];
+    if (write) {
+        s->mark(off, n);
+        for (uint32_t i = off; i < off + n; i++) {
+            set_writer(s->bytes[i], s->first + w, clock, t->lane, epoch, true);
+            s->written_at[i] = loc;
+        }
+        return;
+    }
+    uint32_t *reads = s->reads_of(w);
     for (uint32_t i = off; i < off + n; i++) {
         Byte &b = s->bytes[i];
-        if (write)
-            set_writer(s, b, s->first + w, s->vc[w][s->first + w], t->lane, s->epoch[w], true, loc);
-        else {
-            s->reads[size_t(i) * s->warps + w] = s->vc[w][s->first + w];
-            b.r_lane = uint8_t(t->lane);
-            b.r_epoch = s->epoch[w];
-        }
+        reads[i] = clock;
+        b.readers |= 1u << w;
+        b.r_lane = uint8_t(t->lane);
+        b.r_epoch = epoch;
     }
 }
 void race_remote_read(Thread *t, Block *b, uint32_t off, unsigned n, Loc loc, const char *what) {
@@ -217,9 +272,10 @@ void race_async_write_begin(Thread *t, Block *b, uint32_t off, unsigned n, bool 
     RaceState *s = b->race.get();
     if (!s) return;
     check(t, s, off, n, true, bulk, loc, what);
+    s->mark(off, n);
     for (uint32_t i = off; i < off + n; i++) {
         s->bytes[i].in_flight = bulk ? 2 : 1;
-        s->bytes[i].w_loc = loc;
+        s->written_at[i] = loc;
     }
 }
 void race_cp_async_done(Thread *t, uint32_t off, unsigned n) {
@@ -227,14 +283,14 @@ void race_cp_async_done(Thread *t, uint32_t off, unsigned n) {
     if (!s) return;
     unsigned w = t->warp->index;
     for (uint32_t i = off; i < off + n; i++) // visible to its own thread now, to others after a barrier
-        set_writer(s, s->bytes[i], s->first + w, s->vc[w][s->first + w], t->lane, s->epoch[w], true, s->bytes[i].w_loc);
+        set_writer(s->bytes[i], s->first + w, s->vc[w][s->first + w], t->lane, s->epoch[w], true);
 }
 void race_tma_done(Block *b, MBarrier &m, uint32_t off, unsigned n) {
     RaceState *s = b->race.get();
     if (!s) return;
     unsigned agent = s->first + s->warps + unsigned(m.slot);
     uint32_t c = s->slot_clock[unsigned(m.slot)]++;
-    for (uint32_t i = off; i < off + n; i++) set_writer(s, s->bytes[i], agent, c, 255, 0, false, s->bytes[i].w_loc);
+    for (uint32_t i = off; i < off + n; i++) set_writer(s->bytes[i], agent, c, 255, 0, false);
     if (m.acc.size() < s->agents) m.acc.resize(s->agents, 0);
     m.acc[agent] = c;
 }
@@ -247,13 +303,19 @@ void race_async_read_begin(Thread *t, uint32_t off, unsigned n, Loc loc, const c
 void race_async_read_end(Thread *t, uint32_t off, unsigned n, bool warpgroup) {
     RaceState *s = t->block->race.get();
     if (!s) return;
+    // A wgmma read belongs to every warp of the warpgroup (their releases follow the wait), a TMA store's
+    // to the warp that waited for it.
+    const unsigned g = warpgroup ? t->warp->index / 4 * 4 : t->warp->index, end = std::min(g + (warpgroup ? 4 : 1), s->warps);
+    uint32_t readers = 0;
+    for (unsigned w = g; w < end; w++) {
+        std::fill_n(s->reads_of(w) + off, n, s->vc[w][s->first + w]);
+        readers |= 1u << w;
+    }
     for (uint32_t i = off; i < off + n; i++) {
-        s->bytes[i].async_reads--;
-        // A wgmma read belongs to every warp of the warpgroup (their releases follow the wait), a TMA store's
-        // to the warp that waited for it.
-        unsigned g = warpgroup ? t->warp->index / 4 * 4 : t->warp->index, n_warps = warpgroup ? 4 : 1;
-        for (unsigned w = g; w < g + n_warps && w < s->warps; w++) s->reads[size_t(i) * s->warps + w] = s->vc[w][s->first + w];
-        s->bytes[i].r_epoch = 0;
+        Byte &b = s->bytes[i];
+        b.async_reads--;
+        b.readers |= readers;
+        b.r_epoch = 0;
     }
 }
 
