@@ -87,7 +87,7 @@ class Oracle {
     Bounded sum(int64_t m, int64_t n, double u_acc, double u_w) const {
         const qk_oracle o = dots[size_t(m * p.n + n)];
         Bounded b{o.y, qk_oracle_bound(o, p.k, chunk, u_acc, u_w)};
-        if (p.flags & QK_GEMM_BIAS) b.y += bias[size_t(n)], b.slack += std::ldexp(std::fabs(b.y), -24);
+        if (p.flags & QK_GEMM_BIAS) b.y += bias[size_t(n)], b.slack += std::fabs(b.y) * 0x1p-24;
         return b;
     }
     Bounded want(int64_t m, int64_t n, double u_acc, double u_w) const {
@@ -98,9 +98,9 @@ class Oracle {
         } else
             b = activate(sum(m, n, u_acc, u_w), p.act);
         if (p.flags & QK_GEMM_RESIDUAL) b.y += value_at(residual, size_t(m * ldy() + n), p.y_type);
-        b.slack += std::ldexp(std::fabs(b.y) + b.slack, -23); // the fp32 steps of the epilogue
-        const int digits = p.y_type == QE_CODE_F32 ? 24 : p.y_type == QE_CODE_F16 ? 11 : 8;
-        b.slack += std::ldexp(std::fabs(b.y) + b.slack, -digits) + 0x1p-25;
+        b.slack += (std::fabs(b.y) + b.slack) * 0x1p-23; // the fp32 steps of the epilogue
+        const double rounding = p.y_type == QE_CODE_F32 ? 0x1p-24 : p.y_type == QE_CODE_F16 ? 0x1p-11 : 0x1p-8;
+        b.slack += (std::fabs(b.y) + b.slack) * rounding + 0x1p-25;
         return b;
     }
 };
