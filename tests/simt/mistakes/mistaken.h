@@ -1,5 +1,4 @@
 // What every program of this folder includes and no mistake changes: compiled once, before all of them.
-#pragma once
 #include <algorithm>
 #include <cmath>
 #include <cstdarg>
