@@ -45,8 +45,9 @@ qe_status bench_buffers_make(gemm_run *run, int64_t m, gemm_buffers *b, qe_error
 void      bench_buffers_free(gemm_run *run, gemm_buffers *b);
 /* bench_enqueue, with a gemm_buffers: one call with the next copy of the weight. */
 qe_status bench_gemm_enqueue(void *ctx, void *stream, qe_error *err);
-/* CPU: microseconds of a call, over `calls` of them. CUDA: a graph of whole turns through the copies. */
+/* Calls of `us` each that make a sample. */
 int       bench_calls(double us);
+/* CPU: microseconds of a call, over `calls` of them. CUDA: a graph of whole turns through the copies. */
 qe_status bench_sample(gemm_run *run, gemm_buffers *b, int calls, double *us, qe_error *err);
 qe_status bench_graph_of(gemm_run *run, bench_enqueue *enqueue_one, void *ctx, int copies, bench_graph **out, qe_error *err);
 

@@ -169,9 +169,9 @@ struct Epilogue {
     bool bias = false, gated = false, residual = false;
 };
 
-// y as stored: [m][n] (n / 2 when gated) of the epilogue's type, as floats.
+// y as stored: [m][n] (n / 2 when gated) of the epilogue's type, as floats. `planned`: the plan's tokens, if more than m.
 inline std::vector<float> RunLinear(const Loaded &l, const std::vector<float> &x, int64_t m, bool parallel,
-                                    const Epilogue &e = {}) {
+                                    const Epilogue &e = {}, int64_t planned = 0) {
     qe_error err = {};
     const qk_backend *backend = qk_backend_of(l.device.backend);
     qk_queue queue = {};
@@ -185,7 +185,7 @@ inline std::vector<float> RunLinear(const Loaded &l, const std::vector<float> &x
     p.x = x.data(), p.ldx = l.w.shape.k, p.x_type = QE_CODE_F32, p.next = &l.w, p.out = &q;
     EXPECT_EQ(backend->ops.prepare(&p, &queue, &err), QE_OK) << err.message;
     qk_gemm g = {};
-    g.w = l.w.shape, g.x = q.quant, g.m = m, g.y_type = e.y_type, g.act = e.act;
+    g.w = l.w.shape, g.x = q.quant, g.m = std::max(m, planned), g.y_type = e.y_type, g.act = e.act;
     g.flags = (e.bias ? QK_GEMM_BIAS : 0) | (e.gated ? QK_GEMM_GATED : 0) | (e.residual ? QK_GEMM_RESIDUAL : 0);
     qk_plan plan;
     EXPECT_EQ(qk_gemm_plan(&l.device, &g, &plan, nullptr, nullptr, &err), QE_OK) << err.message;
@@ -204,8 +204,12 @@ inline std::vector<float> RunLinear(const Loaded &l, const std::vector<float> &x
     a.w = &l.w, a.x = q, a.y = wide ? static_cast<void *>(y.data()) : y16.data(), a.ldy = ld;
     if (e.bias) a.bias = bias.data();
     if (e.residual) a.residual = wide ? static_cast<const void *>(residual.data()) : residual16.data(), a.ldr = ld;
-    a.workspace = Aligned(work, plan.workspace_bytes);
+    const size_t guard = 4096;
+    char *workspace = Aligned(work, plan.workspace_bytes + guard);
+    memset(workspace, 0x5a, plan.workspace_bytes + guard); // what a run does not write it does not read
+    a.workspace = workspace;
     EXPECT_EQ(qk_gemm_run(&plan, &a, &queue, &err), QE_OK) << err.message;
+    for (size_t i = 0; i < guard; i++) EXPECT_EQ(workspace[plan.workspace_bytes + i], 0x5a) << "behind the workspace";
     for (int64_t r = 0; r < m; r++)
         for (int64_t c = 0; c < ld; c++) {
             if (c < width)

@@ -202,7 +202,7 @@ TEST(CpuGemmHeights, AreThoseTheTestsCount) {
     EXPECT_FALSE(Isas().empty()) << "nothing is tested on this machine";
 }
 
-// Activations of many sweeps: a panel is unpacked, and walked, once for each.
+// Activations of many sweeps: a panel is unpacked, and walked, once for each, of one tile or several.
 TEST_P(CpuGemm, ManySweeps) {
     const Format &format = Formats()[GetParam()];
     std::mt19937 rng(9);
@@ -216,9 +216,35 @@ TEST_P(CpuGemm, ManySweeps) {
     for (uint32_t isa : Isas()) {
         Loaded cpu;
         ASSERT_NO_FATAL_FAILURE(Load(cpu, QK_CPU, isa, 2, t, act));
-        cpu.device.unit_bytes = 1;
-        ASSERT_EQ(Different(RunLinear(cpu, x, m, true), want), 0) << format.name << ", isa " << isa;
+        for (uint32_t l2 : {1, 60000, 120000, 300000}) {
+            cpu.device.unit_bytes = l2;
+            ASSERT_EQ(Different(RunLinear(cpu, x, m, true), want), 0) << format.name << ", isa " << isa << ", L2 " << l2;
+        }
     }
+}
+
+// So many panels that threads share them in rounds; and runs of fewer tokens than planned, in the workspace of the plan.
+TEST_P(CpuGemm, SharesOfFewTokens) {
+    const Format &format = Formats()[GetParam()];
+    std::mt19937 rng(12);
+    const int64_t n = 32 * 37 + 5, k = 512, most = 64;
+    Tensor t = MakeTensor(format.quant, n, k, rng);
+    const qe_act act = format.Input(format.act_groups.back());
+    std::vector<float> x = MakeX(most, k, rng);
+    Loaded ref;
+    ASSERT_NO_FATAL_FAILURE(Load(ref, QK_REF, 0, 1, t, act));
+    std::vector<float> want = RunLinear(ref, x, most, false);
+    for (uint32_t isa : Isas())
+        for (int threads : {2, 3, 5}) {
+            Loaded cpu;
+            ASSERT_NO_FATAL_FAILURE(Load(cpu, QK_CPU, isa, threads, t, act));
+            for (int64_t m : {1, 2, 8, 13, 24, 25, 64})
+                for (int64_t planned : {m, most}) {
+                    std::vector<float> rows(want.begin(), want.begin() + m * n);
+                    ASSERT_EQ(Different(RunLinear(cpu, x, m, true, {}, planned), rows), 0)
+                        << format.name << ", isa " << isa << ", " << threads << " threads, m " << m << " of " << planned;
+                }
+        }
 }
 
 TEST_P(CpuGemm, UnpackAndRowReturnTheValues) {

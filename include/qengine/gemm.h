@@ -31,7 +31,8 @@ typedef enum qe_backend {
     QE_BACKEND_CUDA = 3
 } qe_backend;
 
-/* A host application's own threads: run task(arg, 0 .. count - 1, count), each index once, return when all are done.
+/* A host application's own threads: run task(arg, 0 .. count - 1, count), each index once, return when all are done. Fastest
+ * where threads take the next index when they are free: the first tasks may be the largest.
  * `threads` is how many run at once. It may be called from several threads. Tasks take up to 160 KiB of stack. */
 typedef struct qe_executor {
     void   *ctx;

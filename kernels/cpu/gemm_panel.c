@@ -202,7 +202,7 @@ static void fill_beside(const panel_job *j, const int8_t *x, int64_t row, int32_
         if (f->scale == PANEL_Q4K) pairs[((size_t)(g / 2) * R + r) * 2 + g % 2] = (int16_t)sum;
         all += sum;
     }
-    init[(size_t)j->groups * R + r] = -128 * all;   /* for integer scales multiplied out: codes with one zero */
+    if (f->scale == PANEL_INT) init[(size_t)j->groups * R + r] = -128 * all;   /* levels multiplied out: codes of one zero */
     bool fixed = j->finish.args->w->shape.act.mode == QE_ACT_STATIC;
     for (int32_t s = 0; s < j->spans; s++)
         scale[(size_t)s * R + r] = x ? from->scales[fixed ? 0 : row * j->spans + s] : 1.0f;

@@ -42,7 +42,8 @@ typedef struct panel_tile {
     const panel_format *format;
     const uint8_t *panel;
     const int8_t  *q;
-    const int32_t *init;      /* [groups][R]: -zero * sum, or with points the sum itself; one entry for int sums */
+    const int32_t *init;      /* [groups][R]: -zero * sum, or with points the sum itself; one entry for int sums.
+                               * PANEL_INT: behind the groups -128 times the sum of all, for levels multiplied out */
     const int32_t *pairs;     /* [blocks][4][R]: int16 sums of two neighboring groups of 32; PANEL_Q4K */
     const float   *scale;     /* [spans][R] */
     int32_t span, chunk;      /* groups under one activation scale, groups in one chunk */
