@@ -56,7 +56,7 @@ def gate(row):
 
 def waits(name, sm, code):
     """Kernels of sm_90 may begin before those ahead have ended (launch.cuh), so they wait themselves: a GEMM after it asked
-    for its first weights and before tokens."""
+    for its first weights and before tokens, any other before it touches memory."""
     if sm != 90 or name.endswith("whole_unit"):
         return []
     at = {op: [i.addr for i in code if i.op.startswith(op)] for op in ("ACQBULK", *sass.BULK)}
@@ -65,15 +65,21 @@ def waits(name, sm, code):
     weights, tokens = at["UTMALDG"][:2] if "dense_sm90::" in name else (min(at[op], default=0) for op in sass.BULK[::-1])
     if "sm90::" in name and not any(weights < a < tokens for a in at["ACQBULK"]):
         return [f"{name}: no wait between its first weights and its tokens"]
+    touches = [i.addr for i in code if i.op.split(".")[0] in ("LDG", "LD", "STG", "ST", "ATOMG", "REDG", "RED")]
+    if "sm90::" not in name and touches and min(touches) < min(at["ACQBULK"]):
+        return [f"{name}: touches memory before it waits"]
     return []
 
 
 def waits_planted(name, sm, code):
-    """The same of a kernel that lost its waits, or has them first of all."""
+    """The same of a kernel that lost its waits, or has them too early (GEMMs) or last of all."""
     first = copy.copy(next(i for i in code if i.op.startswith("ACQBULK")))
     first.addr = -1
     rest = [i for i in code if not i.op.startswith("ACQBULK")]
-    if not waits(name, sm, rest) or "sm90::" in name and not waits(name, sm, [first, *rest]):
+    last = copy.copy(first)
+    last.addr = max(i.addr for i in code) + 1
+    moved = first if "sm90::" in name else last
+    if not waits(name, sm, rest) or not waits(name, sm, [moved, *rest]):
         return [f"{name}: a planted loss of its wait was not noticed"]
     return []
 

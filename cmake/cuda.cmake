@@ -45,7 +45,7 @@ if(CMAKE_CUDA_COMPILER)
     list(REMOVE_ITEM sm80 ${sm90} ${cuda_dir}/prepare.cu)
     qk_cuda_objects(qk_cuda_sm80 "-gencode=arch=compute_80,code=[sm_80,compute_80]" ${sm80} ${QK_CUDA_C})
     qk_cuda_objects(qk_cuda_sm90 "-gencode=arch=compute_90a,code=sm_90a" ${sm90})
-    qk_cuda_objects(qk_cuda_both "-gencode=arch=compute_80,code=[sm_80,compute_80];-gencode=arch=compute_90,code=sm_90"
+    qk_cuda_objects(qk_cuda_both "-gencode=arch=compute_80,code=[sm_80,compute_80];-gencode=arch=compute_90,code=[sm_90,compute_90]"
         ${cuda_dir}/prepare.cu)
     add_library(qk_cuda INTERFACE)
     target_sources(qk_cuda INTERFACE $<TARGET_OBJECTS:qk_cuda_sm80> $<TARGET_OBJECTS:qk_cuda_sm90> $<TARGET_OBJECTS:qk_cuda_both>)

@@ -7,6 +7,9 @@
  * The weight, bias, order and column scale are copied at creation. Rows are batch-invariant: a token's row has the
  * same bits whatever m, its position, or the number of threads.
  *
+ * On CUDA a kernel of the caller's that is launched behind a run with programmatic stream serialization has to wait (griddepcontrol.wait)
+ * in every block, and before that may read nothing that work ahead of the run writes.
+ *
  * A mixture of experts is one linear of several weights of one shape: qe_linear_create_grouped(), _run_grouped().
  *
  * Threads: a device and a linear may be used from several threads at once, each run with its own workspace.

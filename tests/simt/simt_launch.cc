@@ -98,7 +98,7 @@ static void setup_block(Runner *r, Block *b, dim3 bid, dim3 bdim, dim3 gdim) {
     b->warps.assign((n + 31) / 32, {});
     if (b->threads.empty()) b->threads.resize(n);
     uint64_t *s = reinterpret_cast<uint64_t *>(b->smem); // poison: quiet NaNs, large odd integers
-    for (size_t i = 0; i < b->smem_bytes / 8; i++) s[i] = 0x7fd5a5b57fc3a5a5ull;
+    for (size_t i = 0; i < (b->smem_bytes + 7) / 8; i++) s[i] = 0x7fd5a5b57fc3a5a5ull;
     for (unsigned i = 0; i < n; i++) {
         Thread &t = b->threads[i];
         if (!t.stack) t.stack = kept().take(kStack);
