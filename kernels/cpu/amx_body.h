@@ -153,7 +153,7 @@ INLINE void amx_integer(const int T, const int is_signed, const panel_tile *t) {
     next_lines next = next_begin(t, all / AMX_LINE + 1);
     amx_clear(T);
     for (int at = AMX_LINE; at <= all; at += AMX_LINE, q += R * AMX_LINE, codes += AMX_LINE * PANEL_COLUMNS) {
-        prefetch_bytes(t, codes, AMX_LINE * PANEL_COLUMNS);
+        prefetch_bytes(t->ahead, codes, AMX_LINE * PANEL_COLUMNS);
         next_fetch(&next);
         amx_multiply(T, is_signed, q, codes);
     }

@@ -76,8 +76,8 @@ INLINE void unit_dot(const int R, const int S, const int P, const int bits, cons
     }
 }
 
-INLINE void prefetch_bytes(const panel_tile *t, const uint8_t *p, int bytes) {
-    if (t->ahead)
+INLINE void prefetch_bytes(const int ahead, const uint8_t *p, int bytes) {
+    if (ahead)
         for (int i = 0; i < bytes; i += 64) v_prefetch(p + i);
 }
 
@@ -164,14 +164,14 @@ INLINE void tile_groups(const int R, const int S, const int P, const int bits, c
     sums_clear(R, P, total);
     for (int b = 0; b < format->blocks; b++, block += format->block_bytes) {
         const uint8_t *at = block + format->scale_bytes;
-        prefetch_bytes(t, block, format->scale_bytes);
+        prefetch_bytes(ahead, block, format->scale_bytes);
         for (int g = 0; g < groups; g++, init += S) {
             if (fetch) next_fetch(&next);
             vi acc[V_MAX_ROWS][HALF][2];
             for (int r = 0; r < R; r++)
                 for (int p = 0; p < P; p++) acc[r][p][0] = acc[r][p][1] = vi_set1(points ? 0 : init[r]);
             for (int u = 0; u < units; u++, at += unit_bytes, q += unit * S) {
-                if (ahead) prefetch_bytes(t, at, unit_bytes - steps * (bits == 8 || wide ? 128 : 64));
+                prefetch_bytes(ahead, at, unit_bytes - steps * (bits == 8 || wide ? 128 : 64));
                 unit_dot(R, S, P, bits, wide, steps, ahead, at, q, first, acc);
             }
             for (int p = 0; p < P; p++)
@@ -238,7 +238,7 @@ INLINE void tile_integer(const int R, const int P, const int bits, const int wid
         const int32_t *init = t->init + b * R;
         vi group[V_MAX_ROWS][HALF][2];
         if (levels) {
-            prefetch_bytes(t, block, format->scale_bytes);
+            prefetch_bytes(ahead, block, format->scale_bytes);
             for (int r = 0; r < R; r++)
                 for (int p = 0; p < P; p++) group[r][p][0] = group[r][p][1] = vi_set1(points ? 0 : init[r]);
         }
