@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Counts references to the stack between the first and the last dot product of the hot loops of the panel kernels, which
+# Counts references of vector registers to the stack between the first and the last dot product of the hot loops of the panel kernels, which
 # are the innermost loops with dot products. gcc spills the accumulators where the destination of the intrinsic is not
 # tied to its register, at half the speed.
 # Usage: scripts/stack_refs.sh OBJECT MOST...   each object file with the count no loop of it may exceed; prints the
@@ -22,7 +22,7 @@ while [ $# -ge 2 ]; do
                 from = at[target[i]]
                 dots = refs = since = inner = 0
                 for (j = from; j <= i; j++) {
-                    if (text[j] ~ /\(%rsp/ || (frame && text[j] ~ /\(%rbp/)) since++
+                    if (text[j] ~ /mm[0-9]/ && (text[j] ~ /\(%rsp/ || (frame && text[j] ~ /\(%rbp/))) since++
                     if (text[j] ~ /vpdpbusd|vpmaddubsw/) {
                         if (dots++) refs += since
                         since = 0
