@@ -26,11 +26,9 @@ static void scale_row(float *v, const float *weight, float factor, int64_t n) {
     for (int64_t i = 0; i < n; i++) v[i] = v[i] * factor * weight[i];
 }
 
-static void gate_row(const qk_prepare *a, int64_t token, float *v, int64_t k) {
-    const float *gate = (const float *)a->x + token * a->ldx,
-                *up = a->up ? (const float *)a->up + token * a->ldx : gate + 1;
-    int64_t step = a->up ? 1 : 2;
-    switch (a->act) {
+/* `step` is known when compiled: neighbors, or pairs of gate and up that are shuffled apart. */
+INLINE void gate_steps(const int step, int32_t act, const float *gate, const float *up, float *v, int64_t k) {
+    switch (act) {
     case QK_ACT_SILU:
         for (int64_t i = 0; i < k; i++) v[i] = qe_silu(gate[i * step]) * up[i * step];
         break;
@@ -44,6 +42,12 @@ static void gate_row(const qk_prepare *a, int64_t token, float *v, int64_t k) {
         for (int64_t i = 0; i < k; i++)
             v[i] = (gate[i * step] > 0.0f ? gate[i * step] * gate[i * step] : 0.0f) * up[i * step];
     }
+}
+
+static void gate_row(const qk_prepare *a, int64_t token, float *v, int64_t k) {
+    const float *gate = (const float *)a->x + token * a->ldx;
+    if (a->up) gate_steps(1, a->act, gate, (const float *)a->up + token * a->ldx, v, k);
+    else gate_steps(2, a->act, gate, gate + 1, v, k);
 }
 
 /* ---- what a weight asks of its input: column order, scale, rotation ------------------------------------------------- */
