@@ -242,7 +242,7 @@ inline int64_t Different(const std::vector<float> &a, const std::vector<float> &
     return bad;
 }
 
-// What this program tests: every ISA of the machine; or, built over the software model, AVX-512 without and with AMX.
+// What this program tests: every ISA of the machine; or, built over the software model, AVX-512 without and with unpacked panels, and with AMX.
 inline std::vector<uint32_t> Isas() {
     qk_device d = {};
 #ifdef QE_AVX512_MODEL

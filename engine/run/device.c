@@ -25,7 +25,7 @@ static const struct {
     const char *name;
 } isas[] = {{QK_ISA_AVX2, "avx2+fma+f16c"}, {QK_ISA_AVX_VNNI, "avx-vnni"}, {QK_ISA_AVX512, "avx512"},
             {QK_ISA_VNNI512, "avx512-vnni"}, {QK_ISA_AMX, "amx"},          {QK_ISA_NEON, "neon"},
-            {QK_ISA_VPOPCNT, "avx512-vpopcntdq"}};      /* QK_ISA_FEW_PORTS is nobody's business */
+            {QK_ISA_VPOPCNT, "avx512-vpopcntdq"}};      /* QK_ISA_FEW_PORTS is no instruction set to name */
 
 /* ---- options ----------------------------------------------------------------------------------------------------- */
 /* Copies what the caller's version of the struct has; what it has beyond ours must be zero. */
