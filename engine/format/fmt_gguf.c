@@ -49,6 +49,7 @@ static qe_status need(header *h, uint64_t count, qe_error *err) {
     uint64_t want = (uint64_t)h->room * 2;
     if (want < end) want = end;
     if (want < FIRST_CHUNK) want = FIRST_CHUNK;
+    if (want > h->limit) want = h->limit;
     if (want > h->file->size) want = h->file->size;
     char *bytes = realloc(h->bytes, (size_t)want + 1);
     if (!bytes) return qe_store_nomem(h->store, err);
