@@ -12,6 +12,8 @@ enum { BENCH_OK = 0, BENCH_ERROR = 1, BENCH_USAGE = 2, BENCH_NO_BACKEND = 3, BEN
 typedef struct bench_options {
     const char *mode;                         /* "roofline", "gemm", "tune", "model" */
     const char *backend, *scheme, *shape, *baseline, *model, *quantize;
+    const struct bench_scheme *schemes[BENCH_LIST];   /* those of `scheme` */
+    int32_t     scheme_count;
     const char *json, *csv, *md, *commit, *gpu, *cache;
     int64_t     m[BENCH_LIST];
     int32_t     m_count;
@@ -35,7 +37,8 @@ typedef struct bench_result {
 /* Where results go: a table on stdout, and the files asked for. */
 typedef struct bench_report {
     const bench_options *options;
-    FILE                *json, *csv, *md;
+    FILE                *json, *csv, *md;                /* from the first row on */
+    bool                 failed;
     int                  rows;
     const char          *last_kind;
 } bench_report;
@@ -72,9 +75,7 @@ typedef struct bench_scheme {
     qe_quant    quant;
     bool        float_input, grouped;        /* grouped: --group sets group_k */
 } bench_scheme;
-const bench_scheme *bench_scheme_find(const char *name, size_t bytes);
-extern const char   bench_scheme_names[];
-int                 bench_scheme_unknown(const char *name, size_t bytes);      /* says so; the exit code */
+int                 bench_schemes_parse(bench_options *o);    /* options.scheme into schemes; says what it knows not; exit code */
 void                bench_scheme_act(const bench_scheme *scheme, const qe_quant *quant, qe_act *out);
 /* Random codes and plausible scales; block is freed by the caller. */
 qe_status           bench_weight(const qe_quant *quant, const qe_act *act, int64_t n, int64_t k, uint64_t seed,

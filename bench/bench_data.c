@@ -28,17 +28,26 @@ static const bench_scheme schemes[] = {
      false, false},
     {"q6_k", {INT_QUANT(6, QE_NUM_S8, 16), .super = QE_NUM_F16, .super_n = 1, .super_k = 256}, false, false},
 };
-const char bench_scheme_names[] = "w8a8,w4a8,w4a16,w8a16,w2a8,w1a8,w1a1,q4_0,q5_0,q8_0,q4_k,q6_k";
+static const char scheme_names[] = "w8a8,w4a8,w4a16,w8a16,w2a8,w1a8,w1a1,q4_0,q5_0,q8_0,q4_k,q6_k";
 
-const bench_scheme *bench_scheme_find(const char *name, size_t bytes) {
+static const bench_scheme *find(const char *name, size_t bytes) {
     for (size_t i = 0; i < sizeof schemes / sizeof schemes[0]; i++)
         if (strlen(schemes[i].name) == bytes && memcmp(schemes[i].name, name, bytes) == 0) return &schemes[i];
     return NULL;
 }
 
-int bench_scheme_unknown(const char *name, size_t bytes) {
-    fprintf(stderr, "qbench: scheme \"%.*s\" is none of %s\n", (int)bytes, name, bench_scheme_names);
-    return BENCH_USAGE;
+int bench_schemes_parse(bench_options *o) {
+    const char *at = o->scheme;
+    for (;;) {
+        size_t              bytes = strcspn(at, ",");
+        const bench_scheme *scheme = find(at, bytes);
+        if (!scheme) fprintf(stderr, "qbench: scheme \"%.*s\" is none of %s\n", (int)bytes, at, scheme_names);
+        else if (o->scheme_count == BENCH_LIST) fprintf(stderr, "qbench: more than %d schemes\n", BENCH_LIST);
+        if (!scheme || o->scheme_count == BENCH_LIST) return BENCH_USAGE;
+        o->schemes[o->scheme_count++] = scheme;
+        if (!at[bytes]) return BENCH_OK;
+        at += bytes + 1;
+    }
 }
 
 void bench_scheme_act(const bench_scheme *scheme, const qe_quant *quant, qe_act *out) {

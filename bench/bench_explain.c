@@ -97,13 +97,8 @@ static qe_status one_scheme(const explain *e, const bench_scheme *scheme, int64_
 static int each_scheme(void *ctx, int64_t n, int64_t k) {
     const explain *e = ctx;
     qe_error       err;
-    for (const char *at = e->options->scheme; *at;) {
-        size_t              bytes = strcspn(at, ",");
-        const bench_scheme *scheme = bench_scheme_find(at, bytes);
-        if (!scheme) return bench_scheme_unknown(at, bytes);
-        if (one_scheme(e, scheme, n, k, &err)) return bench_fail(&err);
-        at += bytes + (at[bytes] == ',');
-    }
+    for (int32_t i = 0; i < e->options->scheme_count; i++)
+        if (one_scheme(e, e->options->schemes[i], n, k, &err)) return bench_fail(&err);
     return BENCH_OK;
 }
 

@@ -280,13 +280,8 @@ static qe_status one_shape(gemm_run *run, const bench_scheme *scheme, int64_t n,
 static int each_scheme(void *ctx, int64_t n, int64_t k) {
     gemm_run *run = ctx;
     qe_error  err;
-    for (const char *at = run->options->scheme; *at;) {
-        size_t              bytes = strcspn(at, ",");
-        const bench_scheme *scheme = bench_scheme_find(at, bytes);
-        if (!scheme) return bench_scheme_unknown(at, bytes);
-        if (one_shape(run, scheme, n, k, &err)) return bench_fail(&err);
-        at += bytes + (at[bytes] == ',');
-    }
+    for (int32_t i = 0; i < run->options->scheme_count; i++)
+        if (one_shape(run, run->options->schemes[i], n, k, &err)) return bench_fail(&err);
     return BENCH_OK;
 }
 

@@ -164,13 +164,8 @@ static int each_scheme(void *ctx, int64_t n, int64_t k) {
     grouped_run *run = ctx;
     qe_error     err;
     run->n = n, run->k = k;
-    for (const char *at = run->options->scheme; *at;) {
-        size_t              bytes = strcspn(at, ",");
-        const bench_scheme *scheme = bench_scheme_find(at, bytes);
-        if (!scheme) return bench_scheme_unknown(at, bytes);
-        if (one_scheme(run, scheme, &err)) return bench_fail(&err);
-        at += bytes + (at[bytes] == ',');
-    }
+    for (int32_t i = 0; i < run->options->scheme_count; i++)
+        if (one_scheme(run, run->options->schemes[i], &err)) return bench_fail(&err);
     return BENCH_OK;
 }
 

@@ -21,8 +21,9 @@ typedef struct field {
 
 #define AT(member) offsetof(bench_result, member)
 static const field fields[] = {
-    {"backend", TEXT, AT(backend), IN_ALL, 8},        {"impl", TEXT, AT(impl), IN_ALL, 26},
-    {"scheme", TEXT, AT(scheme), IN_ALL, 9},          {"m", WIDE, AT(m), IN_GEMM, 6},
+    {"backend", TEXT, AT(backend), IN_ALL, 8},        {"impl", TEXT, AT(impl), IN_GEMM | IN_ROOF, 26},
+    {"impl", TEXT, AT(impl), IN_MODEL, 54},           {"scheme", TEXT, AT(scheme), IN_ALL, 11},
+    {"m", WIDE, AT(m), IN_GEMM, 6},
     {"n", WIDE, AT(n), IN_GEMM, 7},                   {"k", WIDE, AT(k), IN_GEMM, 7},
     {"group", INT, AT(group), IN_GEMM, 6},            {"threads", INT, AT(threads), IN_ALL, 8},
     {"us_median", REAL, AT(us_median), IN_GEMM, 11},  {"us_p10", REAL, AT(us_p10), IN_GEMM, 0},
@@ -134,8 +135,30 @@ static void write_columns(FILE *file, const bench_result *r, bool header, bool m
     fflush(file);
 }
 
+/* Where rows go besides the table. */
+typedef struct output { const char *path; FILE **file; } output;
+static void outputs(bench_report *report, output out[3]) {
+    out[0] = (output){report->options->json, &report->json};
+    out[1] = (output){report->options->csv, &report->csv};
+    out[2] = (output){report->options->md, &report->md};
+}
+
+static int cannot_write(const char *path) {
+    fprintf(stderr, "qbench: cannot write %s\n", path);
+    return BENCH_ERROR;
+}
+
+/* Files are opened with the first row, so that a run that fails before leaves none and what an older run wrote stays. */
+static void open_files(bench_report *report) {
+    output out[3];
+    outputs(report, out);
+    for (int i = 0; i < 3; i++)
+        if (out[i].path && !(*out[i].file = fopen(out[i].path, "w"))) report->failed = cannot_write(out[i].path);
+}
+
 void bench_report_add(bench_report *report, const bench_result *r) {
     bool header = !report->last_kind || strcmp(report->last_kind, r->kind) != 0;
+    if (!report->rows) open_files(report);
     bench_progress("%s", "");
     write_columns(stdout, r, header, false);
     if (report->json) write_json(report, r);
@@ -145,28 +168,34 @@ void bench_report_add(bench_report *report, const bench_result *r) {
     report->rows++;
 }
 
+/* Whether a file can be written is asked before the work. */
+static bool can_write(const char *path) {
+    bool  there = access(path, F_OK) == 0;
+    FILE *file = fopen(path, "a");
+    if (!file) return false;
+    fclose(file);
+    if (!there) remove(path);
+    return true;
+}
+
 int bench_report_open(bench_report *report, const bench_options *options) {
-    const char *paths[3] = {options->json, options->csv, options->md};
-    FILE      **files[3] = {&report->json, &report->csv, &report->md};
+    output out[3];
     memset(report, 0, sizeof *report);
     report->options = options;
-    for (int i = 0; i < 3; i++) {
-        if (!paths[i]) continue;
-        *files[i] = fopen(paths[i], "w");
-        if (*files[i]) continue;
-        fprintf(stderr, "qbench: cannot write %s\n", paths[i]);
-        return BENCH_ERROR;
-    }
+    outputs(report, out);
+    for (int i = 0; i < 3; i++)
+        if (out[i].path && !can_write(out[i].path)) return cannot_write(out[i].path);
     return BENCH_OK;
 }
 
 int bench_report_close(bench_report *report) {
-    FILE *files[3] = {report->json, report->csv, report->md};
-    int   code = BENCH_OK;
+    output out[3];
+    bool   written = true;
+    outputs(report, out);
     for (int i = 0; i < 3; i++)
-        if (files[i] && (ferror(files[i]) | fclose(files[i]))) code = BENCH_ERROR;
-    if (code) fprintf(stderr, "qbench: a results file could not be written\n");
-    return code;
+        if (*out[i].file && (ferror(*out[i].file) | fclose(*out[i].file))) written = false;
+    if (!written) fprintf(stderr, "qbench: a results file could not be written\n");
+    return written && !report->failed ? BENCH_OK : BENCH_ERROR;
 }
 
 void bench_progress(const char *format, ...) {

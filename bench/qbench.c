@@ -108,19 +108,22 @@ static int parse(int argc, char **argv, bench_options *o) {
     static const char *const modes[] = {"roofline", "gemm", "tune", "model", NULL};
     static const char *const backends[] = {"auto", "cpu", "cuda", "ref", NULL};
     static const char *const baselines[] = {"openblas-f32", "cublaslt-f16", "none", NULL};
+    int code;
     for (int i = 1; i < argc; i++) {
         if (argv[i][0] != '-') {
             if (o->mode || !one_of(argv[i], modes)) return bad("unknown argument", argv[i]);
             o->mode = argv[i];
             continue;
         }
-        int code = parse_one(options, sizeof options / sizeof options[0], argc, argv, &i, o);
+        code = parse_one(options, sizeof options / sizeof options[0], argc, argv, &i, o);
         if (code) return code;
     }
     if (!o->mode && o->explain) o->mode = "gemm";
     if (!o->mode) return fputs(usage, stderr), BENCH_USAGE;
     if (!one_of(o->backend, backends)) return bad("unknown backend", o->backend);
     if (!one_of(o->baseline, baselines)) return bad("unknown baseline", o->baseline);
+    code = bench_schemes_parse(o);
+    if (code) return code;
     if (strcmp(o->mode, "model") == 0 && !o->model) return bad("the model mode needs", "-m PATH");
     o->tune = strcmp(o->mode, "tune") == 0;
     if (o->tune && !o->cache) return bad("the tune mode needs", "--cache FILE");

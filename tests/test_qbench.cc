@@ -28,7 +28,7 @@ protected:
 };
 
 TEST_F(Qbench, UsageErrorsExitWithTwo) {
-    for (const char *arguments : {"", "nonsense", "gemm model", "gemm --m 0", "gemm --m 1,,2", "gemm --m", "gemm --scheme w3a3",
+    for (const char *arguments : {"", "nonsense", "gemm model", "gemm --m 0", "gemm --m 1,,2", "gemm --m", "gemm --scheme w3a3", "gemm --scheme w8a8,w3a3 --shape 96x256 --m 1", "gemm --scheme w8a8, --shape 96x256 --m 1", "gemm --scheme ''",
                                   "gemm --shape nothing", "gemm --shape 0x5", "gemm --backend tpu", "gemm --group 1", "model",
                                   "gemm --threads 0", "gemm --baseline mkl", "gemm --unknown", "model -m x --batch 0",
                                   "gemm --baseline cublaslt-f16 --backend cpu", "gemm --gpu h100", "tune", "tune --cache",
@@ -56,6 +56,22 @@ TEST_F(Qbench, MissingModelIsOneLineAndOne) {
     Outcome run = qbench("model -m /no/such/model.gguf");
     EXPECT_EQ(run.code, 1) << run.err;
     EXPECT_EQ(std::count(run.err.begin(), run.err.end(), '\n'), 1) << run.err;
+}
+
+TEST_F(Qbench, FailuresLeaveNoFileAndOldResultsAlone) {
+    qe_test::TempFolder folder;
+    folder.write("old.jsonl", std::string("old results\n"));
+    Outcome run = qbench("model -m /no/such/model.gguf --json " + folder.file("old.jsonl") + " --csv " + folder.file("new.csv"));
+    EXPECT_EQ(run.code, 1) << run.err;
+    EXPECT_EQ(qe_test::read_file(folder.file("old.jsonl")), "old results\n");
+    EXPECT_NE(access(folder.file("new.csv").c_str(), F_OK), 0);
+    run = qbench("gemm --scheme w8a8 --shape 96x256 --m 1 --check --json " + folder.file("old.jsonl"));
+    EXPECT_EQ(run.code, 0) << run.err;
+    EXPECT_EQ(qe_test::read_file(folder.file("old.jsonl")).substr(0, 8), "{\"kind\":");
+    run = qbench("gemm --scheme w8a8 --shape 96x256 --m 1 --check --md " + folder.file("no/such/folder"));
+    EXPECT_EQ(run.code, 1);
+    EXPECT_EQ(std::count(run.err.begin(), run.err.end(), '\n'), 1) << run.err;
+    EXPECT_TRUE(run.out.empty()) << run.out;
 }
 
 std::vector<json_t *> json_lines(const std::string &text) {
