@@ -65,6 +65,7 @@ inline int run_cases(const std::vector<Case> &cases, const char *file, const std
                 EXPECT_EQ(store, nullptr);
                 EXPECT_EQ(err.status, got);
                 EXPECT_NE(err.message[0], 0);
+                for (const char *p = err.message; *p; p++) EXPECT_TRUE((unsigned char)*p >= 0x20 && *p != 0x7f) << err.message;
                 EXPECT_NE(std::string(err.message).find(c.says), std::string::npos) << err.message;
                 EXPECT_NE(std::string(err.where).find(file), std::string::npos) << err.where;
             } else {

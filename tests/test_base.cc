@@ -57,6 +57,24 @@ TEST(Error, SetReturnsStatusCutsAndAcceptsNull) {
     EXPECT_EQ(err.offset, -1);
 }
 
+TEST(Error, MessagesArePrintableWhateverIsInThem) {
+    const struct { const char *in, *out; } rows[] = {
+        {"tensor \"a\\b\" h\xc3\xa9", "tensor \"a\\b\" h\xc3\xa9"},   // quotes of ours stay
+        {"two\nlines\x1b[31m", "two\\x0alines\\x1b[31m"}, {"\xff\xc2\x9b", "\\xff\\xc2\\x9b"},
+    };
+    for (const auto &row : rows) {
+        qe_error err;
+        qe_error_at(&err, QE_E_VALUE, row.in, 1, "%s", row.in);
+        EXPECT_STREQ(err.message, row.out);
+        EXPECT_STREQ(err.where, row.out);
+    }
+    qe_error err;
+    std::string wide;
+    for (int i = 0; i < 300; i++) wide += "\xc3\xa9";
+    qe_error_set(&err, QE_E_VALUE, "x%s", wide.c_str());
+    EXPECT_EQ(std::string(err.message), "x" + wide.substr(0, (sizeof err.message - 2) / 2 * 2));   // no half of a character
+}
+
 TEST(Error, EscapeTable) {
     const struct { std::string in, out; } rows[] = {
         {"plain", "plain"},         {"a\"b\\c'", "a\\\"b\\\\c\\'"},     {std::string("\0\n\x1b", 3), "\\x00\\x0a\\x1b"},

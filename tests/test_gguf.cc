@@ -143,6 +143,20 @@ TEST(Gguf, NanInEveryScaleFieldIsFoundAndNamed) {
             }
 }
 
+// A name is the file's: what a terminal would act on never reaches a message.
+TEST(Gguf, NamesInMessagesAreEscaped) {
+    Gguf g = one_tensor(kTypes[0], 1, 1, le(0x7fc00000u));
+    g.tensors[0].name = "a\x1b[31m\nb";
+    std::string file = g.bytes();
+    qe_store *store;
+    qe_error err;
+    ASSERT_EQ(open_store(file, "t.gguf", 0, &store, &err), QE_OK) << err.message;
+    std::vector<float> w;
+    EXPECT_EQ(read_rows(store, 0, 0, 1, nullptr, &w, &err), QE_E_VALUE);
+    EXPECT_NE(std::string(err.message).find("\"a\\x1b[31m\\x0ab\""), std::string::npos) << err.message;
+    qe_store_close(store);
+}
+
 TEST(Gguf, GoldenBlocks) {
     // By hand: Q4_0 with d = -0.5 (0xb800), byte 0 = 0x21; Q8_0 of 32 ones, d = 1/127 (0x2008).
     std::string q4 = std::string("\x00\xb8\x21", 3) + std::string(15, '\x88');

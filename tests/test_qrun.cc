@@ -11,6 +11,7 @@
 
 #include "program_rig.h"
 #include "support.h"
+#include "test_format_builders.h"
 
 namespace {
 
@@ -152,6 +153,15 @@ TEST_F(Qrun, InspectListsEveryTensor) {
     EXPECT_EQ(r.code, 0) << r.err;
     EXPECT_NE(r.out.find("model.layers.0.self_attn.q_proj.weight"), std::string::npos);
     EXPECT_NE(r.out.find("bits per weight"), std::string::npos);
+}
+
+TEST_F(Qrun, InspectEscapesWhatTheFileCallsItself) {
+    build::Gguf g = build::llama_gguf();
+    g.keys.push_back(build::kv_str("general.name", "red\x1b[31m\nnext"));
+    Result r = run({"-m", folder.write("m.gguf", g.bytes()), "--inspect"});
+    EXPECT_EQ(r.code, 0) << r.err;
+    EXPECT_NE(r.out.find("red\\x1b[31m\\x0anext"), std::string::npos) << r.out.substr(0, 200);
+    EXPECT_EQ(r.out.find('\x1b'), std::string::npos);
 }
 
 TEST_F(Qrun, InterruptExits130WithOneLine) {

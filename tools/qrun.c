@@ -454,7 +454,10 @@ static void print_report(const char *json) {
 
 static qe_status run_inspect(program *p) {
     const qe_model_info *m = &p->info;
-    printf("%s  %s  %s  %.1f M parameters  %.1f MB  %.3f bits per weight\n", m->format, m->architecture, m->name,
+    char called[300], architecture[200];
+    printf("%s  %s  %s  %.1f M parameters  %.1f MB  %.3f bits per weight\n", m->format,
+           qe_escape(m->architecture, strlen(m->architecture), architecture, sizeof architecture),
+           qe_escape(m->name, strlen(m->name), called, sizeof called),
            1e-6 * (double)m->parameters, 1e-6 * (double)m->bytes, m->bits_per_weight);
     printf("%-48s %-8s %-28s %20s %8s %12s\n", "tensor", "type", "scheme", "shape", "bits/w", "bytes");
     for (int64_t i = 0; i < qe_model_tensor_count(p->model); i++) {
