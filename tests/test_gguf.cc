@@ -22,6 +22,10 @@ float half(const uint8_t *p) {
 float q4_0(const uint8_t *b, int e) {
     return float((e < 16 ? b[2 + e] & 15 : b[2 + e - 16] >> 4) - 8) * half(b);
 }
+float iq4_nl(const uint8_t *b, int e) {
+    static const int8_t values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+    return float(values[e < 16 ? b[2 + e] & 15 : b[2 + e - 16] >> 4]) * half(b);
+}
 float q5_0(const uint8_t *b, int e) {
     uint32_t qh;
     std::memcpy(&qh, b + 2, 4);
@@ -75,7 +79,7 @@ struct BlockType {
 const BlockType kTypes[] = {
     {"F32", 0, 1, 4, f32, {2}},           {"F16", 1, 1, 2, f16, {0}},          {"BF16", 30, 1, 2, bf16, {0}},
     {"Q4_0", 2, 32, 18, q4_0, {0}},       {"Q5_0", 6, 32, 22, q5_0, {0}},      {"Q8_0", 8, 32, 34, q8_0, {0}},
-    {"Q4_K", 12, 256, 144, q4_k, {0, 2}}, {"Q6_K", 14, 256, 210, q6_k, {208}},
+    {"Q4_K", 12, 256, 144, q4_k, {0, 2}}, {"Q6_K", 14, 256, 210, q6_k, {208}}, {"IQ4_NL", 20, 32, 18, iq4_nl, {0}},
 };
 
 std::string random_blocks(const BlockType &type, int count, uint32_t seed) {

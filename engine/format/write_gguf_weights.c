@@ -88,7 +88,7 @@ static void encode_float(const qe_qtensor *t, int64_t row, uint8_t *out) {
 
 static const struct { const char *type; void (*encode)(const qe_qtensor *t, int64_t row, uint8_t *out); } encoders[] = {
     {"F32", encode_float}, {"F16", encode_float}, {"BF16", encode_float}, {"Q4_0", encode_q4_0}, {"Q5_0", encode_q5_0},
-    {"Q8_0", encode_q8_0}, {"Q4_K", encode_q4_k}, {"Q6_K", encode_q6_k},
+    {"Q8_0", encode_q8_0}, {"IQ4_NL", encode_q4_0}, {"Q4_K", encode_q4_k}, {"Q6_K", encode_q6_k},
 };
 enum { ENCODERS = sizeof encoders / sizeof encoders[0] };
 
@@ -134,5 +134,5 @@ static json_t *settings(const qe_weight_out *weights, int64_t count, const char 
     return json_object();
 }
 
-const qe_weight_format qe_format_gguf = {"gguf", "llama.cpp: Q4_0, Q5_0, Q8_0, Q4_K, Q6_K, F16 in one file", QE_OUT_GGUF,
+const qe_weight_format qe_format_gguf = {"gguf", "llama.cpp: Q4_0, Q5_0, Q8_0, IQ4_NL, Q4_K, Q6_K, F16 in one file", QE_OUT_GGUF,
                                          check, declare, put, settings};
