@@ -4,8 +4,10 @@
 #include <fstream>
 #include <memory>
 
+#include <qengine/num.h>
 #include <qengine/session.h>
 #include "support.h"
+#include "test_format_builders.h"
 
 using qe_test::is_ok;
 
@@ -35,7 +37,11 @@ struct Rig {                      /* in the order of destruction, reversed */
         EXPECT_TRUE(is_ok(qe_device_create(&d, &device_made, &err), err));
         device.reset(device_made);
         qe_model *model_made = nullptr;
-        EXPECT_TRUE(is_ok(qe_model_open((std::string(QE_TEST_DATA) + "/" + name).c_str(), nullptr, &model_made, &err), err));
+        qe_model_options ids_alone = {};
+        ids_alone.struct_size = sizeof ids_alone;
+        ids_alone.flags = QE_MODEL_NO_TOKENIZER;
+        const std::string path = name[0] == '/' ? name : std::string(QE_TEST_DATA) + "/" + name;
+        EXPECT_TRUE(is_ok(qe_model_open(path.c_str(), &ids_alone, &model_made, &err), err));
         model.reset(model_made);
         qe_engine_options e = {};
         e.struct_size = sizeof e;
@@ -117,6 +123,69 @@ const Case golden_cases[] = {
 };
 INSTANTIATE_TEST_SUITE_P(Models, Golden, testing::ValuesIn(golden_cases),
                          [](const auto &info) { return std::string(info.param.name); });
+
+/* The bundled model as tests/peers/tiny_to_gguf.py writes it, without the tokenizer: other names, F16 matrices, F32 norms, and
+ * the rows of a rotated head in pairs. */
+std::string gguf_name(std::string name) {
+    const char *const names[][2] = {
+        {"model.layers.", "blk."}, {"model.embed_tokens", "token_embd"}, {"model.norm", "output_norm"}, {"lm_head", "output"},
+        {"input_layernorm", "attn_norm"}, {"post_attention_layernorm", "ffn_norm"}, {"self_attn.", "attn_"}, {"mlp.", "ffn_"},
+        {"_o_proj", "_output"}, {"_proj", ""}};
+    for (const auto &n : names)
+        if (size_t at = name.find(n[0]); at != std::string::npos) name.replace(at, strlen(n[0]), n[1]);
+    return name;
+}
+
+build::Gguf gguf_form(const qe_model *model) {
+    using namespace build;
+    qe_error err = {};
+    qe_model_info m;
+    EXPECT_TRUE(is_ok(qe_model_get_info(model, &m, &err), err));
+    Gguf g;
+    g.keys = {kv_str("general.architecture", "llama"), kv_u32("llama.context_length", (uint64_t)m.context_tokens),
+              kv_u32("llama.embedding_length", (uint64_t)m.hidden), kv_u32("llama.block_count", (uint64_t)m.layers),
+              kv_u32("llama.feed_forward_length", (uint64_t)m.ffn), kv_u32("llama.attention.head_count", (uint64_t)m.heads),
+              kv_u32("llama.attention.head_count_kv", (uint64_t)m.kv_heads),
+              kv_f32("llama.attention.layer_norm_rms_epsilon", 1e-5f), kv_u32("llama.rope.dimension_count", (uint64_t)m.head_dim),
+              kv_f32("llama.rope.freq_base", 10000.0f), kv_u32("llama.vocab_size", (uint64_t)m.vocab)};
+    for (int64_t i = 0; i < qe_model_tensor_count(model); i++) {
+        qe_tensor_info t;
+        EXPECT_TRUE(is_ok(qe_model_get_tensor(model, i, &t, &err), err));
+        Band band;
+        band.place(t.quant, t.rows, t.columns);
+        EXPECT_TRUE(is_ok(qe_model_read(model, i, 0, t.rows, &band.t, &err), err));
+        const uint16_t *halves = static_cast<const uint16_t *>(band.t.codes);
+        const bool pairs = strstr(t.name, "q_proj") || strstr(t.name, "k_proj"), vector = t.rank == 1;
+        std::string data;
+        for (int64_t row = 0; row < t.rows; row++) {
+            const int64_t in_head = row % m.head_dim, half = m.head_dim / 2;
+            const int64_t from = pairs ? row - in_head + in_head / 2 + in_head % 2 * half : row;
+            for (int64_t k = 0; k < t.columns; k++) {
+                const uint16_t h = halves[from * t.columns + k];
+                data += vector ? le(qe_f16_to_f32(h)) : le(h);
+            }
+        }
+        std::vector<uint64_t> dims(t.dims, t.dims + t.rank);
+        g.tensors.push_back({gguf_name(t.name), {dims.rbegin(), dims.rend()}, vector ? 0u : 1u, data});
+    }
+    return g;
+}
+
+TEST(GgufForm, BitsOfTheSafetensorsFormAndLogitsOfLlamaCpp) {
+    qe_test::TempFolder folder;
+    Rig rig("tiny-llama", QE_BACKEND_CPU, 2);
+    Rig other(folder.write("tiny.gguf", gguf_form(rig.model.get()).bytes()), QE_BACKEND_CPU, 2);
+    auto ids = golden_ids("tiny-llama");
+    auto expected = golden_logits("tiny-llama-gguf");
+    auto a = rig.session(), b = other.session();
+    auto got = other.all(b.get(), ids.data(), ids.size());
+    EXPECT_TRUE(qe_test::same_bits(got, rig.all(a.get(), ids.data(), ids.size())));
+    ASSERT_EQ(got.size(), expected.size());
+    double worst = 0;
+    for (size_t i = 0; i < got.size(); i++) worst = std::max(worst, (double)std::fabs(got[i] - expected[i]));
+    printf("GGUF form: largest difference to llama.cpp %.3g over %zu logits\n", worst, got.size());
+    EXPECT_LE(worst, 3e-3); /* both caches hold keys and values in fp16 */
+}
 
 /* Sanitizers slow every kernel call about tenfold: they get the combinations that share work among threads. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
