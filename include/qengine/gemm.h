@@ -70,7 +70,7 @@ enum { QE_DEVICE_PIN_THREADS = 1 };
  * (sigaltstack) that do not hold it, some 11 KiB.
  * QE_E_DEVICE: the asked backend is not there, with the reason. */
 QE_API qe_status qe_device_create(const qe_device_options *options, qe_device **out, qe_error *err);
-QE_API void      qe_device_destroy(qe_device *device);
+QE_API void      qe_device_destroy(qe_device *device);      /* NULL is fine */
 
 typedef struct qe_device_info {
     int32_t  backend, ordinal, threads, sm;   /* sm: 90 for compute capability 9.0; 0 off CUDA */
@@ -113,7 +113,7 @@ QE_API int64_t   qe_linear_band_rows(const qe_linear *linear);
 QE_API qe_status qe_linear_append(qe_linear *linear, const qe_qtensor *band, qe_error *err);   /* of expert 0 */
 QE_API qe_status qe_linear_append_expert(qe_linear *linear, int32_t expert, const qe_qtensor *band, qe_error *err);
 QE_API qe_status qe_linear_finish(qe_linear *linear, qe_error *err);
-QE_API void      qe_linear_destroy(qe_linear *linear);
+QE_API void      qe_linear_destroy(qe_linear *linear);      /* NULL is fine, and so is one that was not finished */
 
 typedef struct qe_linear_info {
     int64_t  n, k, chunk_k;         /* chunk_k: columns summed together in floats (docs/numerics.md) */
@@ -171,7 +171,8 @@ QE_API qe_status qe_linear_run_grouped(const qe_linear *linear, const qe_linear_
                                        const qe_linear_groups *groups, qe_error *err);
 
 /* Calls back for each layout and kernel considered for m tokens (of an expert) of the output's type, in order: `why` is the
- * reason it was refused ("tuned: ..." where the tuning cache chose another plan), NULL for the one chosen. */
+ * reason it was refused ("tuned: ..." where the tuning cache chose another plan), NULL for the one chosen. Both texts live
+ * during the call back. */
 typedef void qe_explain(void *ctx, const char *name, const char *why);
 QE_API qe_status qe_linear_explain(const qe_linear *linear, int64_t m, qe_explain *tell, void *ctx, qe_error *err);
 

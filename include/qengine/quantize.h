@@ -111,7 +111,7 @@ typedef struct qe_observed {
     const uint64_t *positive, *negative;   /* [QE_OBSERVER_BINS]; bin i counts |x| in [i, i+1) * 2^bin_log2 */
 } qe_observed;
 QE_API qe_status qe_observer_create(const qe_range_options *options, qe_observer **out, qe_error *err);
-QE_API void      qe_observer_destroy(qe_observer *o);
+QE_API void      qe_observer_destroy(qe_observer *o);      /* NULL is fine */
 QE_API qe_status qe_observer_add(qe_observer *o, const float *x, int64_t rows, int64_t columns, int64_t ldx,
                                  qe_error *err);
 QE_API qe_status qe_observer_merge(qe_observer *o, const qe_observer *later, qe_error *err);

@@ -17,7 +17,9 @@
  * regular expression); its missing members come from the top. The embedding and the output head stay as they are unless a
  * rule names them. Methods: those of QE_METHOD_LIST, and before one of them, joined by +, awq, smoothquant or rotate.
  * "gptq-order" is GPTQ in the order of falling importance. A folder whose recipe is JSON holds it as
- * quantization_recipe.json (GGUF: beside the file, with .recipe.json): the same call with it gives the same bytes. */
+ * quantization_recipe.json (GGUF: beside the file, with .recipe.json): the same call with it gives the same bytes.
+ *
+ * Threads: several calls may run at once, on one device too, with another `out` each. Callbacks come from the calling thread. */
 #ifndef QENGINE_RECIPE_H
 #define QENGINE_RECIPE_H
 #include <stddef.h>
@@ -112,8 +114,10 @@ typedef struct qe_quantize_options {
 QE_API qe_status qe_model_quantize(qe_device *device, const qe_model *model, const qe_quantize_options *options,
                                    qe_quantize_plan *plan, qe_error *err);
 
-/* Distance of `candidate` from `reference` on a text, in windows of `window` tokens (0: 512). Where the
- * ids begin with the reference's BOS, so does every window. */
+/* Distance of `candidate` from `reference` on a text of `count` ids, in windows of `window` tokens (0: 512; at most either
+ * context). Where the ids begin with the reference's BOS, so does every window. Takes one session of each engine
+ * (QE_E_CAPACITY: none is free) and some 256 MiB of logits. progress counts tokens, and may be NULL. QE_E_ARGUMENT: fewer than
+ * two ids; QE_E_MISMATCH: vocabularies of two sizes; QE_E_CANCELLED. *out is written on success alone. */
 QE_API qe_status qe_quality_measure(qe_engine *reference, qe_engine *candidate, const int32_t *ids, int64_t count,
                                     int64_t window, qe_progress *progress, void *ctx, qe_quality *out, qe_error *err);
 
