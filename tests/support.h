@@ -65,6 +65,26 @@ inline std::string read_file(const std::string &path) {
     return out;
 }
 
+/* While it lives, devices are created with fewer instruction sets (QE_ISA); NULL: with those there are. */
+class HeldBack {
+public:
+    explicit HeldBack(const char *isa) : held_(isa != nullptr) {
+        const char *before = getenv("QE_ISA");
+        if (held_ && before) before_ = before;
+        if (isa) setenv("QE_ISA", isa, 1);
+    }
+    ~HeldBack() {
+        if (held_ && before_.empty()) unsetenv("QE_ISA");
+        else if (held_) setenv("QE_ISA", before_.c_str(), 1);
+    }
+    HeldBack(const HeldBack &) = delete;
+    HeldBack &operator=(const HeldBack &) = delete;
+
+private:
+    bool held_;
+    std::string before_;
+};
+
 /* SplitMix64: the same seed gives the same numbers everywhere. */
 class Random {
 public:

@@ -1,6 +1,6 @@
 // qe_linear on every backend that is linked in: schemes x ragged shapes against the reference (bits, for the integer
 // families) and against float64 (bounds), then the argument rules.
-#include <gtest/gtest.h>
+#include "support.h"
 
 #include <algorithm>
 #include <cmath>
@@ -56,14 +56,16 @@ const Scheme schemes[] = {
 
 struct Backend {
     int         id;
-    const char *name;
+    const char *name, *isa;
 };
-const Backend backends[] = {{QE_BACKEND_REF, "ref"}, {QE_BACKEND_CPU, "cpu"}, {QE_BACKEND_CUDA, "cuda"}};
+const Backend backends[] = {{QE_BACKEND_REF, "ref", nullptr}, {QE_BACKEND_CPU, "cpu", nullptr}, {QE_BACKEND_CPU, "cpu avx2", "avx2"},
+                            {QE_BACKEND_CUDA, "cuda", nullptr}};
 
 struct Device {
     qe_device *handle = nullptr;
     qe_error   err;
-    explicit Device(int backend, int threads = 2) {
+    explicit Device(int backend, int threads = 2, const char *isa = nullptr) {
+        qe_test::HeldBack held(isa);
         qe_device_options o = {};
         o.struct_size = sizeof o;
         o.backend = backend;
@@ -211,7 +213,7 @@ TEST(Linear, EveryBackendAndScheme) {
     const Shape shapes[] = {{1, 1, 1},   {1, 33, 256},  {5, 17, 300},  {2, 64, 512},  {13, 40, 1024},
                             {3, 70, 129}, {70, 19, 640}, {4, 128, 2048}, {1, 16, 2304}, {17, 9, 77}};
     for (const Backend &b : backends) {
-        Device device(b.id), ref(QE_BACKEND_REF);
+        Device device(b.id, 2, b.isa), ref(QE_BACKEND_REF);
         ASSERT_NE(ref.handle, nullptr) << ref.err.message;
         if (!device.handle) {
             printf("not tested: backend %s: %s\n", b.name, device.err.message);
@@ -285,7 +287,7 @@ TEST(Linear, RefusesSignsThatAreNotPerTokenAndDynamic) {
 
 TEST(Linear, RowsDoNotDependOnTheBatchOrThreads) {
     for (const Backend &b : backends) {
-        Device one(b.id, 1), many(b.id, 5);
+        Device one(b.id, 1, b.isa), many(b.id, 5, b.isa);
         if (!one.handle) {
             printf("not tested: backend %s: %s\n", b.name, one.err.message);
             continue;
@@ -316,7 +318,7 @@ TEST(Linear, RowsDoNotDependOnTheBatchOrThreads) {
 TEST(Linear, LayoutsUnpackWhatTheyPacked) {
     int cases = 0;
     for (const Backend &b : backends) {
-        Device device(b.id);
+        Device device(b.id, 2, b.isa);
         if (!device.handle) continue;
         qe_device_info info;
         qe_device_get_info(device.handle, &info);
@@ -477,7 +479,7 @@ TEST(Linear, CreationRefusesBadInput) {
 TEST(Linear, AWorkspaceServesFewerTokens) {
     int calls = 0;
     for (const Backend &b : backends) {
-        Device d(b.id);
+        Device d(b.id, 2, b.isa);
         if (!d.handle) continue;
         for (const Scheme &s : {schemes[0], schemes[1], schemes[10]}) {
             const int64_t n = b.id == QE_BACKEND_CUDA ? 8192 : 40, k = 1024;
@@ -498,7 +500,7 @@ TEST(Linear, AWorkspaceServesFewerTokens) {
 
 TEST(Linear, HalfTypesAndResidual) {
     for (const Backend &b : backends) {
-        Device d(b.id);
+        Device d(b.id, 2, b.isa);
         if (!d.handle) continue;
         const int64_t m = 3, n = 20, k = 128;
         Tensor t("int8:channel:f32", n, k, 3);

@@ -1,6 +1,6 @@
 // Static pipelines through qe_linear: int8 in, int8 out, two linears in a row, on every backend that is linked in, against
 // quantization.md 7.6 computed here from the canonical tensors.
-#include <gtest/gtest.h>
+#include "support.h"
 
 #include <cmath>
 #include <cstdlib>
@@ -19,8 +19,9 @@
 
 namespace {
 
-const struct { int id; const char *name; } backends[] = {
-    {QE_BACKEND_REF, "ref"}, {QE_BACKEND_CPU, "cpu"}, {QE_BACKEND_CUDA, "cuda"}};
+const struct { int id; const char *name, *isa; } backends[] = {
+    {QE_BACKEND_REF, "ref", nullptr}, {QE_BACKEND_CPU, "cpu", nullptr}, {QE_BACKEND_CPU, "cpu avx512", "avx512"},
+    {QE_BACKEND_CPU, "cpu avx2", "avx2"}, {QE_BACKEND_CPU, "cpu scalar", "scalar"}, {QE_BACKEND_CUDA, "cuda", nullptr}};
 // Weights whose sums are one int32, and whether the input is asymmetric.
 const struct { const char *name, *quant; bool asymmetric; } schemes[] = {
     {"w8a8", "int8:channel:f32", false},
@@ -90,7 +91,8 @@ struct Linear {
     }
 };
 
-std::shared_ptr<qe_device> open(int backend) {
+std::shared_ptr<qe_device> open(int backend, const char *isa = nullptr) {
+    qe_test::HeldBack held(isa);
     qe_device_options o = {};
     o.struct_size = sizeof o;
     o.backend = backend, o.threads = 2;
@@ -149,7 +151,7 @@ TEST(LinearInt8, ChainsOnEveryBackend) {
                 EXPECT_GT(std::set<int8_t>(want2.begin(), want2.end()).size(), m * last > 30 ? 20u : 5u);
                 std::vector<float> floats; // of a static linear that writes them: the reference's, then everybody's
                 for (const auto &b : backends) {
-                    auto d = open(b.id);
+                    auto d = open(b.id, b.isa);
                     if (!d) continue;
                     SCOPED_TRACE(b.name);
                     const uint32_t flags = fixed ? QE_LINEAR_FIXED_POINT : 0;

@@ -94,13 +94,16 @@ bool panel_format_of(const qk_shape *s, panel_format *out, qk_why *why) {
 
 static bool panel_supports(const qk_device *device, const qk_shape *s, qk_why *why) {
     panel_format f;
-    (void)device;
     const qe_quant *a = &s->act.quant;
     if (s->act.mode == QE_ACT_FLOAT) return qk_no(why, "input is not quantized");
     bool symmetric = a->zero == QE_ZERO_CONST && a->zero_const == (a->code == QE_CODE_SIGN ? 0 : 128);
     if (!qk_act_int8(&s->act) || !symmetric)
         return qk_no(why, "input is not symmetric int8");
     if (!panel_format_of(s, &f, why)) return false;
+    /* AVX2 multiplies magnitudes by signs (bias8), in 16 bits and with no place for +128. Codes that a caller brings, or that
+     * another linear left, reach -128; those that are made here of floats do not. */
+    if (f.bits == 8 && s->act.mode == QE_ACT_STATIC && panel_isa_of(device->isa)->bias8)
+        return qk_no(why, "8-bit codes under static int8 input need more than AVX2's panels multiply");
     int32_t outer = f.scale == PANEL_Q4K || f.scale == PANEL_Q6K ? 256 : f.group;
     if (f.scale != PANEL_CHANNEL && f.scale != PANEL_INT && a->group_k && a->group_k < s->k && a->group_k % outer)
         return qk_no(why, "input group %d is not a multiple of %d", a->group_k, outer);
