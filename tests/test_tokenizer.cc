@@ -284,8 +284,8 @@ TEST(Chat, ContentNeverBecomesControlTokens) {
     EXPECT_EQ(qe_chat_render(s.tokenizer, messages, 2, nullptr, text, sizeof text, &bytes, &err), QE_E_UNSUPPORTED);
 }
 
-/* 16 MiB takes at most 24 times 1 MiB, whatever the text: with QE_TEST_LONG. Else smaller sizes and, because times that
- * short are less certain, twice the ratio. */
+/* Time grows like the text, whatever it is. Aim: 16 MiB (QE_TEST_LONG) take at most 24 times as long as 1 MiB; below is what
+ * the test refuses. Else smaller sizes, whose times are less certain. */
 TEST(Hostile, TimeGrowsLikeTheText) {
     std::vector<std::string> runs;
     std::vector<std::pair<std::string, std::string>> merges;
