@@ -195,6 +195,7 @@ int bench_report_close(bench_report *report) {
     for (int i = 0; i < 3; i++)
         if (*out[i].file && (ferror(*out[i].file) | fclose(*out[i].file))) written = false;
     if (!written) fprintf(stderr, "qbench: a results file could not be written\n");
+    if (fflush(stdout) || ferror(stdout)) written = cannot_write("to stdout") == BENCH_OK;
     return written && !report->failed ? BENCH_OK : BENCH_ERROR;
 }
 

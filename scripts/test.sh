@@ -9,8 +9,8 @@ jobs=${QE_JOBS:-$(nproc)}
 build=build/$preset
 
 scripts/packages.sh || exit 1
-cmake --preset "$preset" >"/tmp/qe-configure.$$" 2>&1 || { cat "/tmp/qe-configure.$$"; rm -f "/tmp/qe-configure.$$"; exit 1; }
-rm -f "/tmp/qe-configure.$$"
+mkdir -p build
+cmake --preset "$preset" >"build/configure-$preset.log" 2>&1 || { cat "build/configure-$preset.log"; exit 1; }
 cmake --build "$build" -j "$jobs" || exit 1
 rm -rf "$build/test-results"
 mkdir -p "$build/test-results"

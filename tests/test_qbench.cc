@@ -68,6 +68,11 @@ TEST_F(Qbench, FailuresLeaveNoFileAndOldResultsAlone) {
     run = qbench("gemm --scheme w8a8 --shape 96x256 --m 1 --check --json " + folder.file("old.jsonl"));
     EXPECT_EQ(run.code, 0) << run.err;
     EXPECT_EQ(qe_test::read_file(folder.file("old.jsonl")).substr(0, 8), "{\"kind\":");
+    if (access("/dev/full", W_OK) == 0) {
+        std::string full = std::string(QE_TEST_BIN "/qbench gemm --scheme w8a8 --shape 96x256 --m 1 --check >/dev/full 2>") + folder.file("e");
+        EXPECT_EQ(WEXITSTATUS(system(full.c_str())), 1);
+        EXPECT_EQ(qe_test::read_file(folder.file("e")), "qbench: cannot write to stdout\n");
+    }
     run = qbench("gemm --scheme w8a8 --shape 96x256 --m 1 --check --md " + folder.file("no/such/folder"));
     EXPECT_EQ(run.code, 1);
     EXPECT_EQ(std::count(run.err.begin(), run.err.end(), '\n'), 1) << run.err;

@@ -104,6 +104,7 @@ TEST_F(Qrun, FailuresExitOneWithOneLineAndNoFiles) {
         {{"-m", model, "--logits", out, "-f", missing}, "nowhere"},
         {{"-m", model, "--logits", folder.file("no/such/folder"), "-f", text}, "cannot create"},
         {{"-m", model, "-p", "x", "--context", "100000"}, "QE_E_ARGUMENT"},
+        {{"-m", model, "--logits", out, "-f", text, "--context", "3"}, "the text has"},
         {{"-m", model, "-p", "one two three four five six", "--context", "3"}, "QE_E_CAPACITY"},
     };
     for (const auto &c : cases) {
@@ -114,6 +115,22 @@ TEST_F(Qrun, FailuresExitOneWithOneLineAndNoFiles) {
         EXPECT_EQ(r.out, "");
         EXPECT_NE(access(out.c_str(), F_OK), 0) << "left behind";
     }
+}
+
+TEST_F(Qrun, AFullDiskIsAnError) {
+    if (access("/dev/full", W_OK)) GTEST_SKIP() << "no /dev/full";
+    std::string text = folder.write("text.txt", "In the beginning");
+    const std::vector<std::string> runs[] = {{"-p", "x", "-n", "2"}, {"--inspect"}, {"--perplexity", text}, {"--logits", folder.file("full"), "-f", text}};
+    ASSERT_EQ(symlink("/dev/full", folder.file("full").c_str()), 0);   // so that no mistake removes the device itself
+    for (std::vector<std::string> args : runs) {
+        args.insert(args.begin(), {"-m", model});
+        int code = wait_for(start(args, "/dev/full", folder.file("err")));
+        std::string said = qe_test::read_file(folder.file("err"));
+        EXPECT_EQ(code, 1) << args[2];
+        EXPECT_EQ(lines(said), 1u) << said;
+        EXPECT_NE(said.find("QE_E_IO"), std::string::npos) << said;
+    }
+    EXPECT_EQ(access(folder.file("full").c_str(), W_OK), 0) << "removed, though it is no file of ours";
 }
 
 TEST_F(Qrun, LogitsFileHoldsEveryPosition) {

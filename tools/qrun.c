@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -358,20 +359,27 @@ static float *logits_rows(program *p) {
     return rows;
 }
 
-/* Opened only when everything before it worked; removed again when the run fails. */
+/* Opened only when everything before it worked; removed again when the run fails, but for devices and pipes. */
 static qe_status write_logits(program *p, const tokens *text, float *rows) {
     FILE *out = fopen(p->o.logits, "wb");
+    struct stat made;
     if (!out) return qe_error_set(&p->err, QE_E_IO, "cannot create %s", p->o.logits);
+    bool ours = !fstat(fileno(out), &made) && S_ISREG(made.st_mode);
     qe_status status = walk(p, text->ids, text->count, rows, write_rows, out);
     if (fclose(out) && !status) status = qe_error_set(&p->err, QE_E_IO, "cannot write %s", p->o.logits);
-    if (status) remove(p->o.logits);
+    if (status && ours) remove(p->o.logits);
     return status;
 }
 
 static qe_status run_logits(program *p) {
     tokens text = {NULL, 0};
     float *rows = logits_rows(p);
+    qe_engine_info info;
+    qe_engine_get_info(p->engine, &info);
     qe_status status = rows ? encode_file(p, p->o.file, &text) : QE_E_NOMEM;
+    if (!status && (int64_t)text.count > info.context_tokens)
+        status = qe_error_set(&p->err, QE_E_CAPACITY, "the text has %zu tokens, the context %lld", text.count,
+                              (long long)info.context_tokens);
     if (!status) status = write_logits(p, &text, rows);
     if (!status && !p->o.quiet) fprintf(stderr, "%zu tokens, %d logits each\n", text.count, p->info.vocab);
     free(text.ids);
@@ -426,7 +434,11 @@ static qe_status run_perplexity(program *p) {
     float *rows = logits_rows(p);
     qe_status status = rows ? encode_file(p, p->o.perplexity, &text) : QE_E_NOMEM;
     if (!status) status = score_windows(p, &text, rows, &sum);
-    if (!status) printf("perplexity %.4f over %zu tokens\n", exp(sum.nll / (double)sum.scored), sum.scored);
+    char line[96];
+    if (!status) {
+        snprintf(line, sizeof line, "perplexity %.4f over %zu tokens\n", exp(sum.nll / (double)sum.scored), sum.scored);
+        status = put_text(p, line, strlen(line));
+    }
     free(text.ids);
     free(rows);
     return status;
