@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "bench.h"
+#include "bench_commit.h"   /* made by the build */
 
 static const char usage[] =
     "usage: qbench roofline [--threads T]\n"
@@ -17,7 +18,8 @@ static const char usage[] =
     "       qbench [gemm ...] --explain [--gpu a100|l40s|h100|h200|b200]   why each layout and kernel was chosen or refused,\n"
     "                    here, or on a GPU that need not be here\n"
     "gemm, model and --explain take --cache FILE: the plans that tune found\n"
-    "results: a table on stdout; --json FILE (one object per line), --csv FILE, --md FILE; --commit TEXT is recorded\n";
+    "results: a table on stdout; --json FILE (one object per line), --csv FILE, --md FILE; --commit TEXT is\n"
+    "         recorded (the commit that was built)\n";
 
 static int bad(const char *what, const char *value) {
     fprintf(stderr, "qbench: %s \"%s\"\n%s", what, value, usage);
@@ -166,7 +168,7 @@ int bench_device(const bench_options *options, qe_device **out) {
 
 int main(int argc, char **argv) {
     bench_options o = {.backend = "auto", .scheme = "w8a8,w4a8,q4_k", .shape = "4096x4096", .baseline = "none",
-                       .commit = qe_version(), .m = {1, 16, 512}, .m_count = 3, .batch = {1}, .batch_count = 1,
+                       .commit = BENCH_COMMIT, .m = {1, 16, 512}, .m_count = 3, .batch = {1}, .batch_count = 1,
                        .group = 128, .rounds = 9, .prompt = 512, .gen = 128};
     bench_report report;
     for (int i = 1; i < argc; i++)

@@ -105,12 +105,15 @@ TEST_F(Qbench, EverySchemeIsCheckedAndWrittenAsJson) {
     std::vector<json_t *> rows = json_lines(qe_test::read_file(folder.file("r.jsonl")));
     EXPECT_EQ(rows.size(), 18u);
     std::set<std::string> schemes;
+    const bool no_git = access(QE_SOURCE_DIR "/.git", F_OK) || system("git -C " QE_SOURCE_DIR " rev-parse HEAD >/dev/null 2>&1");
     for (json_t *row : rows) {
         EXPECT_EQ(keys_of(row), "kind backend impl scheme m n k group threads us_median us_p10 us_p90 tops gbps roof_pct baseline "
                                 "baseline_us speedup max_err device commit ");
         EXPECT_GT(json_number_value(json_object_get(row, "us_median")), 0);
         EXPECT_LT(json_number_value(json_object_get(row, "max_err")), 1e-3);
         schemes.insert(json_string_value(json_object_get(row, "scheme")));
+        const std::string commit = json_string_value(json_object_get(row, "commit"));
+        EXPECT_EQ(commit == qe_version(), no_git) << commit;
         json_decref(row);
     }
     EXPECT_EQ(schemes.size(), 9u);
