@@ -10,7 +10,8 @@ function(problem text)
 endfunction()
 
 # ---- which folder may include which ---------------------------------------------------------------------------------
-# A quoted include is resolved the way the compiler does: beside the file, then from the include folders of its target.
+# An include is resolved the way the compiler does: where it is quoted beside the file, then from the include folders of its
+# target.
 set(may_base base)
 set(may_quant quant base)
 set(may_format format quant base)
@@ -18,18 +19,22 @@ set(may_model model format quant base)
 set(may_run run model format quant base)
 
 function(check_includes file allowed_folders roots)
-    file(STRINGS "${ROOT}/${file}" lines REGEX "^[ \t]*#[ \t]*include[ \t]*\"")
+    file(STRINGS "${ROOT}/${file}" lines REGEX "^[ \t]*#[ \t]*include[ \t]*[\"<]")
     get_filename_component(here "${file}" DIRECTORY)
     foreach(line IN LISTS lines)
-        string(REGEX REPLACE ".*\"([^\"]+)\".*" "\\1" name "${line}")
+        string(REGEX REPLACE "^[^\"<]*[\"<]([^\">]+).*" "\\1" name "${line}")
         set(found "")
-        foreach(root IN ITEMS "${here}" LISTS roots)
+        set(from ${roots})
+        if(line MATCHES "include[ \t]*\"")
+            list(PREPEND from "${here}")
+        endif()
+        foreach(root IN LISTS from)
             if(NOT found AND EXISTS "${ROOT}/${root}/${name}")
                 file(RELATIVE_PATH found "${ROOT}" "${ROOT}/${root}/${name}")
             endif()
         endforeach()
         if(NOT found)
-            continue()   # a system header in quotes, or one of the CUDA headers the emulator supplies
+            continue()   # a system header, or one of the CUDA headers the emulator supplies
         endif()
         get_filename_component(folder "${found}" DIRECTORY)
         if(NOT "${folder}" IN_LIST allowed_folders AND NOT "${found}" IN_LIST allowed_folders)
@@ -81,7 +86,7 @@ foreach(file IN LISTS sources)
     endif()
     list(APPEND names "${name}")
     file(READ "${ROOT}/${file}" text)
-    if("${text}" MATCHES "[^a-zA-Z_](asm|__asm__)[ \t]*(volatile)?[ \t]*[(]" AND
+    if("${text}" MATCHES "[^a-zA-Z_](asm|__asm|__asm__)[ \t\n]*((volatile|__volatile|__volatile__|goto|inline)[ \t\n]*)*[(]" AND
        NOT "${file}" MATCHES "^kernels/cuda/ptx[.]cuh$|^kernels/cpu/(simd|amx)[.]h$|^tests/simt/")
         problem("${file}: inline assembly belongs in kernels/cuda/ptx.cuh, kernels/cpu/simd.h or amx.h")
     endif()
