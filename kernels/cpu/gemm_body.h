@@ -220,45 +220,8 @@ INLINE void tile_groups(const int R, const int S, const int P, const int bits, c
             for (int h = 0; h < 2; h++) vf_store(t->y + r * t->ldy + column_of(first, p, h), total[r][p][h]);
 }
 
-/* int32 over all of k, then the two multiplications of 7.3. A second level multiplies each group's sum. */
-INLINE void tile_integer(const int R, const int P, const int bits, const int wide, const panel_scale scale,
-                         const int ahead, const panel_tile *t, int first) {
-    const panel_format *format = t->format;
-    const int unit_bytes = 32 * (bits == 8 || wide ? 32 : bits * 4), levels = scale == PANEL_INT;
-    const int units = format->block / 32, points = format->points;
-    const uint8_t *block = t->panel + PANEL_HEAD;
-    const int8_t *q = t->q;
-    vi sum[V_MAX_ROWS][HALF][2];
-    next_lines next;
-    if (!ahead) next = next_begin(t, format->blocks * units);
-    for (int r = 0; r < R; r++)
-        for (int p = 0; p < P; p++) sum[r][p][0] = sum[r][p][1] = vi_set1(levels ? 0 : t->init[r]);
-    for (int b = 0; b < format->blocks; b++, block += format->block_bytes) {
-        const uint8_t *at = block + format->scale_bytes;
-        const int32_t *init = t->init + b * R;
-        vi group[V_MAX_ROWS][HALF][2];
-        if (levels) {
-            prefetch_bytes(ahead, block, format->scale_bytes);
-            for (int r = 0; r < R; r++)
-                for (int p = 0; p < P; p++) group[r][p][0] = group[r][p][1] = vi_set1(points ? 0 : init[r]);
-        }
-        for (int u = 0; u < units; u++, at += unit_bytes, q += 32 * R) {
-            if (!ahead) next_fetch(&next);
-            unit_dot(R, R, P, bits, wide, 8, ahead, at, q, first, levels ? group : sum);
-        }
-        if (!levels) continue;
-        for (int p = 0; p < P; p++)
-            for (int h = 0; h < 2; h++) {
-                int column = column_of(first, p, h);
-                vi s = vi_u8(block + column), z = vi_u8(block + 32 + column);
-                if (bits == 8) z = vi_sub(z, vi_set1(V_BIAS8));
-                for (int r = 0; r < R; r++) {
-                    vi g = group[r][p][h];
-                    if (points) g = vi_sub(g, vi_mul(z, vi_set1(init[r])));
-                    sum[r][p][h] = vi_add(sum[r][p][h], vi_mul(g, s));
-                }
-            }
-    }
+/* Sums of int32 over all of k: kept, or the two multiplications of 7.3. */
+INLINE void sums_out(const int R, const int P, const panel_tile *t, int first, vi sum[V_MAX_ROWS][HALF][2]) {
     for (int p = 0; p < P; p++)
         for (int h = 0; h < 2; h++) {
             int column = column_of(first, p, h);
@@ -271,11 +234,67 @@ INLINE void tile_integer(const int R, const int P, const int bits, const int wid
         }
 }
 
+/* One scale a row: nothing but dot products along k. */
+INLINE void tile_channel(const int R, const int P, const int bits, const int wide, const int ahead, const panel_tile *t,
+                         int first) {
+    const int unit_bytes = 32 * (bits == 8 || wide ? 32 : bits * 4), units = t->format->blocks * t->format->block / 32;
+    const uint8_t *at = t->panel + PANEL_HEAD;
+    const int8_t *q = t->q;
+    vi sum[V_MAX_ROWS][HALF][2];
+    next_lines next;
+    if (!ahead) next = next_begin(t, units);
+    for (int r = 0; r < R; r++)
+        for (int p = 0; p < P; p++) sum[r][p][0] = sum[r][p][1] = vi_set1(t->init[r]);
+    for (int u = 0; u < units; u++, at += unit_bytes, q += 32 * R) {
+        if (!ahead) next_fetch(&next);
+        unit_dot(R, R, P, bits, wide, 8, ahead, at, q, first, sum);
+    }
+    sums_out(R, P, t, first, sum);
+}
+
+/* A second level multiplies each group's sum. */
+INLINE void tile_levels(const int R, const int P, const int bits, const int wide, const int ahead, const panel_tile *t, int first) {
+    const panel_format *format = t->format;
+    const int unit_bytes = 32 * (bits == 8 || wide ? 32 : bits * 4), units = format->block / 32, points = format->points;
+    const uint8_t *block = t->panel + PANEL_HEAD;
+    const int8_t *q = t->q;
+    vi sum[V_MAX_ROWS][HALF][2];
+    next_lines next;
+    if (!ahead) next = next_begin(t, format->blocks * units);
+    for (int r = 0; r < R; r++)
+        for (int p = 0; p < P; p++) sum[r][p][0] = sum[r][p][1] = vi_set1(0);
+    for (int b = 0; b < format->blocks; b++, block += format->block_bytes) {
+        const uint8_t *at = block + format->scale_bytes;
+        const int32_t *init = t->init + b * R;
+        vi group[V_MAX_ROWS][HALF][2];
+        prefetch_bytes(ahead, block, format->scale_bytes);
+        for (int r = 0; r < R; r++)
+            for (int p = 0; p < P; p++) group[r][p][0] = group[r][p][1] = vi_set1(points ? 0 : init[r]);
+        for (int u = 0; u < units; u++, at += unit_bytes, q += 32 * R) {
+            if (!ahead) next_fetch(&next);
+            unit_dot(R, R, P, bits, wide, 8, ahead, at, q, first, group);
+        }
+        for (int p = 0; p < P; p++)
+            for (int h = 0; h < 2; h++) {
+                int column = column_of(first, p, h);
+                vi s = vi_u8(block + column), z = vi_u8(block + 32 + column);
+                if (bits == 8) z = vi_sub(z, vi_set1(V_BIAS8));
+                for (int r = 0; r < R; r++) {
+                    vi g = group[r][p][h];
+                    if (points) g = vi_sub(g, vi_mul(z, vi_set1(init[r])));
+                    sum[r][p][h] = vi_add(sum[r][p][h], vi_mul(g, s));
+                }
+            }
+    }
+    sums_out(R, P, t, first, sum);
+}
+
 INLINE void tile_rows(const int R, const int S, const int P, const int bits, const int wide, const panel_scale scale,
                       const int ahead, const panel_tile *t, int first) {
     /* With the 16 registers of AVX2 it is a spill more. */
     bool plain = V_LANES == 16 && scale == PANEL_F16 && t->format->group == 32 && !t->format->points;
-    if (scale == PANEL_CHANNEL || scale == PANEL_INT) tile_integer(R, P, bits, wide, scale, ahead, t, first);
+    if (scale == PANEL_CHANNEL) tile_channel(R, P, bits, wide, ahead, t, first);
+    else if (scale == PANEL_INT) tile_levels(R, P, bits, wide, ahead, t, first);
     else if (plain && R > 2 && t->span == 1) tile_groups(R, S, P, bits, wide, scale, TILE_PAIRED, ahead, t, first);
     else if (plain) tile_groups(R, S, P, bits, wide, scale, TILE_PLAIN, ahead, t, first);
     else tile_groups(R, S, P, bits, wide, scale, TILE_GENERAL, ahead, t, first);
