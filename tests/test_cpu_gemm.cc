@@ -56,6 +56,22 @@ const std::vector<Format> &Formats() {
 
 class CpuGemm : public testing::TestWithParam<size_t> {};
 
+// Under sanitizers every count of tokens meets one number of threads, and every number several counts; and one count for a
+// kind: one token, a tile and a remainder, full tiles. Elsewhere all of them.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+const int64_t kTokenStep = 6, kBitsStep = 3;
+const std::vector<int64_t> kSharedRows = {1, 2, 13, 25, 64};
+bool Threads(size_t of_rows, size_t of_threads) {
+    return of_rows % 3 == of_threads;
+}
+#else
+const int64_t kTokenStep = 1, kBitsStep = 1;
+const std::vector<int64_t> kSharedRows = {1, 2, 8, 13, 24, 25, 64};
+bool Threads(size_t, size_t) {
+    return true;
+}
+#endif
+
 TEST_P(CpuGemm, EqualsReference) {
     const Format &format = Formats()[GetParam()];
     const struct {
@@ -70,13 +86,16 @@ TEST_P(CpuGemm, EqualsReference) {
             Loaded ref;
             ASSERT_NO_FATAL_FAILURE(Load(ref, QK_REF, 0, 1, t, format.Input(group)));
             std::vector<float> x = MakeX(45, shape.k, rng), expected = RunLinear(ref, x, 45, false);
-            for (uint32_t isa : Isas())
+            for (uint32_t isa : Isas()) {
+                Loaded cpu;
+                ASSERT_NO_FATAL_FAILURE(Load(cpu, QK_CPU, isa, 1, t, format.Input(group)));
                 for (int threads : {1, 2, 3}) {
-                    Loaded cpu;
-                    ASSERT_NO_FATAL_FAILURE(Load(cpu, QK_CPU, isa, threads, t, format.Input(group)));
+                    cpu.device.units = threads;
                     if (!strncmp(format.name, "signs by", 8)) { EXPECT_STREQ(cpu.w.shape.layout->name, "cpu/w1a1"); }
                     if (shape.k >= 256) { EXPECT_EQ(!strcmp(cpu.w.shape.layout->name, "cpu/panel"), format.panel); }
-                    for (int64_t m : rows) {
+                    for (size_t i = 0; i < std::size(rows); i++) {
+                        if (!Threads(i, static_cast<size_t>(threads - 1))) continue;
+                        const int64_t m = rows[i];
                         std::vector<float> y = RunLinear(cpu, x, m, threads > 1);
                         std::vector<float> want(expected.begin(), expected.begin() + m * shape.n);
                         ASSERT_EQ(Different(y, want), 0)
@@ -85,15 +104,10 @@ TEST_P(CpuGemm, EqualsReference) {
                         cases++;
                     }
                 }
+            }
         }
     printf("%s: %lld cases\n", format.name, static_cast<long long>(cases));
 }
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-const int64_t kTokenStep = 6, kBitsStep = 3;
-#else
-const int64_t kTokenStep = 1, kBitsStep = 1;
-#endif
 
 // Every number of tokens from 1 to 70, so every tile height built and every remainder behind full tiles.
 TEST_P(CpuGemm, EveryCountOfTokens) {
@@ -110,11 +124,11 @@ TEST_P(CpuGemm, EveryCountOfTokens) {
         ASSERT_NO_FATAL_FAILURE(Load(ref, QK_REF, 0, 1, t, act));
         std::vector<float> x = MakeX(70, shape.k, rng), expected = RunLinear(ref, x, 70, false);
         counts += 69 / shape.step + 1;
-        for (uint32_t isa : Isas())
+        for (uint32_t isa : Isas()) {
+            Loaded cpu;
+            ASSERT_NO_FATAL_FAILURE(Load(cpu, QK_CPU, isa, 1, t, act));
             for (int64_t m = 1; m <= 70; m += shape.step) {
-                int threads = 1 + static_cast<int>(m % 5);
-                Loaded cpu;
-                ASSERT_NO_FATAL_FAILURE(Load(cpu, QK_CPU, isa, threads, t, act));
+                const int threads = cpu.device.units = 1 + static_cast<int>(m % 5);
                 std::vector<float> want(expected.begin(), expected.begin() + m * shape.n);
                 ASSERT_EQ(Different(RunLinear(cpu, x, m, threads > 1), want), 0)
                     << format.name << " n " << shape.n << " k " << shape.k << " m " << m << " isa " << isa
@@ -126,6 +140,7 @@ TEST_P(CpuGemm, EveryCountOfTokens) {
                     << format.name << " last " << m << " of 70";
                 cases += 2;
             }
+        }
     }
     printf("%s: %lld cases, m 1 to 70, 1 to 5 threads\n", format.name, static_cast<long long>(cases));
     EXPECT_EQ(cases, static_cast<int64_t>(2 * counts * Isas().size()));
@@ -142,6 +157,9 @@ TEST_P(CpuGemm, EveryEpilogue) {
         Loaded ref;
         ASSERT_NO_FATAL_FAILURE(Load(ref, QK_REF, 0, 1, t, act));
         std::vector<float> x = MakeX(14, k, rng);
+        std::vector<Loaded> cpus(Isas().size());
+        for (size_t i = 0; i < cpus.size(); i++)
+            ASSERT_NO_FATAL_FAILURE(Load(cpus[i], QK_CPU, Isas()[i], 3, t, act));
         for (int32_t y_type : {QE_CODE_F32, QE_CODE_F16, QE_CODE_BF16}) {
             if (n == 66 && y_type != QE_CODE_F32) continue;
             types++;
@@ -150,15 +168,13 @@ TEST_P(CpuGemm, EveryEpilogue) {
                     Epilogue e;
                     e.y_type = y_type, e.act = kind, e.bias = bits & 1, e.residual = bits & 2, e.gated = bits & 4;
                     std::vector<float> want = RunLinear(ref, x, 14, false, e);
-                    for (uint32_t isa : Isas())
+                    for (const Loaded &cpu : cpus)
                         for (int64_t m : {14, 1}) {
-                            Loaded cpu;
-                            ASSERT_NO_FATAL_FAILURE(Load(cpu, QK_CPU, isa, 3, t, act));
                             std::vector<float> part(want.begin(), want.begin() + m * (e.gated ? n / 2 : n));
                             ASSERT_EQ(Different(RunLinear(cpu, x, m, true, e), part), 0)
                                 << format.name << " n " << n << " m " << m << " type " << y_type << " act " << kind
                                 << " bias " << e.bias << " residual " << e.residual << " gated " << e.gated << " isa "
-                                << isa;
+                                << cpu.device.isa;
                             cases++;
                         }
                 }
@@ -234,17 +250,24 @@ TEST_P(CpuGemm, SharesOfFewTokens) {
     Loaded ref;
     ASSERT_NO_FATAL_FAILURE(Load(ref, QK_REF, 0, 1, t, act));
     std::vector<float> want = RunLinear(ref, x, most, false);
-    for (uint32_t isa : Isas())
-        for (int threads : {2, 3, 5}) {
-            Loaded cpu;
-            ASSERT_NO_FATAL_FAILURE(Load(cpu, QK_CPU, isa, threads, t, act));
-            for (int64_t m : {1, 2, 8, 13, 24, 25, 64})
-                for (int64_t planned : {m, most}) {
+    const int counts[] = {2, 3, 5};
+    for (uint32_t isa : Isas()) {
+        Loaded cpu;
+        ASSERT_NO_FATAL_FAILURE(Load(cpu, QK_CPU, isa, 1, t, act));
+        for (size_t c = 0; c < std::size(counts); c++) {
+            const int threads = cpu.device.units = counts[c];
+            for (size_t i = 0; i < kSharedRows.size(); i++) {
+                const int64_t m = kSharedRows[i];
+                if (!Threads(i, c)) continue;
+                for (int64_t planned = m;; planned = most) {
                     std::vector<float> rows(want.begin(), want.begin() + m * n);
                     ASSERT_EQ(Different(RunLinear(cpu, x, m, true, {}, planned), rows), 0)
                         << format.name << ", isa " << isa << ", " << threads << " threads, m " << m << " of " << planned;
+                    if (planned == most) break;
                 }
+            }
         }
+    }
 }
 
 TEST_P(CpuGemm, UnpackAndRowReturnTheValues) {
