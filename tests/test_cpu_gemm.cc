@@ -147,6 +147,12 @@ TEST_P(CpuGemm, EveryCountOfTokens) {
     EXPECT_EQ(cases, 2 * counts);
 }
 
+#if defined(__SANITIZE_THREAD__)
+const std::vector<int32_t> kKinds = {QK_ACT_NONE, QK_ACT_GELU}; // a function of one value: nothing for threads to share
+#else
+const std::vector<int32_t> kKinds = {QK_ACT_NONE, QK_ACT_SILU, QK_ACT_GELU, QK_ACT_GELU_TANH, QK_ACT_RELU2};
+#endif
+
 TEST_P(CpuGemm, EveryEpilogue) {
     const Format &format = Formats()[GetParam()];
     std::mt19937 rng(6);
@@ -164,7 +170,7 @@ TEST_P(CpuGemm, EveryEpilogue) {
         for (int32_t y_type : {QE_CODE_F32, QE_CODE_F16, QE_CODE_BF16}) {
             if (n == 66 && y_type != QE_CODE_F32) continue;
             types++;
-            for (int32_t kind : {QK_ACT_NONE, QK_ACT_SILU, QK_ACT_GELU, QK_ACT_GELU_TANH, QK_ACT_RELU2})
+            for (int32_t kind : kKinds)
                 for (int64_t bits = 0; bits < 8; bits += kBitsStep) {
                     Epilogue e;
                     e.y_type = y_type, e.act = kind, e.bias = bits & 1, e.residual = bits & 2, e.gated = bits & 4;
@@ -182,7 +188,7 @@ TEST_P(CpuGemm, EveryEpilogue) {
         }
     }
     printf("%s: %lld epilogues\n", format.name, static_cast<long long>(cases));
-    EXPECT_EQ(cases, static_cast<int64_t>(types * 5 * (7 / kBitsStep + 1) * 2 * Isas().size()));
+    EXPECT_EQ(cases, static_cast<int64_t>(types * kKinds.size() * (7 / kBitsStep + 1) * 2 * Isas().size()));
 }
 
 // The tile heights each ISA builds, so that the cases above are known to reach them.
