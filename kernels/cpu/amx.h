@@ -1,4 +1,4 @@
-/* The verbs of AMX: eight tiles of at most 16 rows of 64 bytes, and products of int8 tiles with int32 sums. With V_NO_ASM
+/* Tiles of AMX: eight of at most 16 rows of 64 bytes, and products of int8 tiles with int32 sums. With V_NO_ASM
  * they are plain C, so that the kernels' logic runs on machines without AMX.
  *
  * Tiles 0 to 3 are sums, 4 and 5 activations (16 tokens of `step` k), 6 and 7 weights (step / 4 lines of 16 columns of 4
@@ -7,6 +7,7 @@
 #define AMX_H
 #include <stdint.h>
 #include <string.h>
+#include "simd.h"
 
 typedef struct amx_shapes {    /* the operand of ldtilecfg */
     uint8_t palette, start, reserved[14];
@@ -25,20 +26,11 @@ static inline amx_shapes amx_shapes_of(int step) {
     return s;
 }
 
-#ifndef V_NO_ASM
-/* gcc's intrinsics do not say that loads read memory. */
-#define amx_zero(t) __asm__ volatile("tilezero %%tmm" #t :::)
-#define amx_load(t, base, stride) \
-    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(base), "r"((int64_t)(stride)) : "memory")
-#define amx_store(t, base, stride) \
-    __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(base), "r"((int64_t)(stride)) : "memory")
-#define amx_dot(c, a, b) __asm__ volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #c :::)
-#define amx_dot_unsigned(c, a, b) __asm__ volatile("tdpbsud %%tmm" #b ", %%tmm" #a ", %%tmm" #c :::)
+#ifndef V_NO_ASM     /* their instructions are in simd.h */
 static inline void amx_begin(int step) {
     const amx_shapes shapes = amx_shapes_of(step);
-    __asm__ volatile("ldtilecfg %0" ::"m"(shapes) : "memory");
+    amx_configure(&shapes);
 }
-static inline void amx_end(void) { __asm__ volatile("tilerelease" :::); }
 
 #else
 typedef struct amx_state {

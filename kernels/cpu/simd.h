@@ -125,6 +125,16 @@ INLINE vi dot_small(vi acc, vi w, vi x) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
     return acc;
 }
+/* Tiles (amx.h). gcc's intrinsics do not say that loads read memory. */
+#define amx_zero(t) __asm__ volatile("tilezero %%tmm" #t :::)
+#define amx_load(t, base, stride) \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(base), "r"((int64_t)(stride)) : "memory")
+#define amx_store(t, base, stride) \
+    __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(base), "r"((int64_t)(stride)) : "memory")
+#define amx_dot(c, a, b) __asm__ volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #c :::)
+#define amx_dot_unsigned(c, a, b) __asm__ volatile("tdpbsud %%tmm" #b ", %%tmm" #a ", %%tmm" #c :::)
+#define amx_configure(shapes) __asm__ volatile("ldtilecfg %0" ::"m"(*(shapes)) : "memory")
+#define amx_end() __asm__ volatile("tilerelease" :::)
 #endif
 INLINE vi dot_eight(vi acc, vi w, vi x) { return dot_small(acc, w, x); }
 INLINE vi vi_u8(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
